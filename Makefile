@@ -1,0 +1,24 @@
+# Each of these does the set-up that it needs.
+
+.PHONY: demo test check setup constraints clean
+
+demo: ## mount a session, work in it from a shell and a container, unmount
+	@scripts/demo
+
+test: ## run all tests
+	@scripts/setup test
+	@.venv/bin/python -m pytest $(TESTS)
+
+check: ## lint and type check
+	@scripts/setup test
+	.venv/bin/ruff check
+	.venv/bin/mypy
+
+setup: ## set this machine up, and no more
+	@scripts/setup
+
+constraints: ## take the newest versions of everything
+	@scripts/constraints
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
