@@ -1,0 +1,267 @@
+"""pyfuse3's requests -> vfs.Session, and back: the one place where an OSError becomes a FUSEError.
+
+Every number that the kernel is given is an inode number: node ids, file handles and directory handles alike, so that
+the
+next worker of this mount understands what this one answered. Time-outs are a year: the session is changed through this
+mount
+only, and whatever changes it otherwise invalidates by name (see `invalidate`).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
+
+from vfs.inode import Inode
+from vfs.rules import Changes
+from vfs.session import Session
+
+__all__ = ["Operations"]
+
+log = logging.getLogger(__name__)
+
+YEAR = 365 * 24 * 3600.0
+_FIRST = 2  # readdir: `.` has cookie 1, `..` 2, and an entry its dentry's cookie and 2
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]
+
+
+def _answered(handler: _Handler[P, R]) -> _Handler[P, R]:
+    """OSError -> FUSEError with its errno; anything else is a defect of ours: EIO, logged, and the mount goes on."""
+
+    @wraps(handler)
+    async def answer(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except OSError as e:
+            raise FUSEError(e.errno or errno.EIO) from None
+        except Exception:
+            log.exception("%s failed", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return answer
+
+
+class Operations(pyfuse3.Operations):
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+        self._absent = EntryAttributes()
+        self._absent.st_ino = 0
+        self._absent.entry_timeout = YEAR
+
+    def _attributes(self, inode: Inode) -> EntryAttributes:
+        session = self.session
+        entry = EntryAttributes()
+        entry.st_ino = inode.ino
+        entry.st_mode = inode.mode
+        entry.st_nlink = inode.nlink
+        entry.st_uid = inode.uid if session.owner.uid is None else session.owner.uid
+        entry.st_gid = inode.gid if session.owner.gid is None else session.owner.gid
+        entry.st_rdev = inode.rdev
+        entry.st_size = inode.size
+        entry.st_blksize = 4096
+        entry.st_blocks = session.blocks(inode) if inode.size else 0
+        entry.st_atime_ns = inode.atime_ns
+        entry.st_mtime_ns = inode.mtime_ns
+        entry.st_ctime_ns = inode.ctime_ns
+        entry.entry_timeout = YEAR
+        entry.attr_timeout = YEAR
+        return entry
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        """Attributes for an answer that makes the kernel hold the inode once more."""
+        self.session.remember(inode.ino)
+        return self._attributes(inode)
+
+    # ---- names
+
+    @_answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """ENOENT is answered with an entry without an inode, which the kernel keeps as a negative dentry."""
+        try:
+            inode = self.session.lookup(parent_inode, name)
+        except FileNotFoundError:
+            return self._absent
+        return self._entry(inode)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        try:
+            self.session.forget(inode_list)
+        except Exception:
+            log.exception("forget failed")  # the kernel waits for no answer; the inodes go at the next start
+
+    @_answered
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self.session.mkdir(parent_inode, name, mode, ctx))
+
+    @_answered
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self.session.mknod(parent_inode, name, mode, ctx, rdev=rdev))
+
+    @_answered
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self.session.symlink(parent_inode, name, target, ctx))
+
+    @_answered
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return self.session.readlink(inode)
+
+    @_answered
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self.session.link(inode, new_parent_inode, new_name, ctx))
+
+    @_answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        self.session.unlink(parent_inode, name, ctx)
+
+    @_answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        self.session.rmdir(parent_inode, name, ctx)
+
+    @_answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        self.session.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+
+    # ---- attributes
+
+    @_answered
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._attributes(self.session.getattr(inode))
+
+    @_answered
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        changes = Changes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._attributes(await self.session.setattr(inode, changes, ctx))
+
+    @_answered
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        """The kernel decides (`default_permissions`); it asks only whether the inode is still there."""
+        self.session.getattr(inode)
+        return True
+
+    @_answered
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        return self.session.getxattr(inode, name)
+
+    @_answered
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        return self.session.listxattr(inode)
+
+    @_answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        self.session.setxattr(inode, name, value, ctx)
+
+    @_answered
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        self.session.removexattr(inode, name, ctx)
+
+    @_answered
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        of = self.session.statvfs()
+        data = StatvfsData()
+        for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
+            setattr(data, field, getattr(of, field))
+        data.f_namemax = 255
+        return data
+
+    # ---- directories
+
+    @_answered
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        return self.session.namespace.directory(inode).ino
+
+    @_answered
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        directory = self.session.namespace.directory(fh)
+        if start_id < 1 and not pyfuse3.readdir_reply(token, b".", self._attributes(directory), 1):
+            return
+        parent = directory.dentries[0].parent if directory.dentries else directory
+        if start_id < _FIRST and not pyfuse3.readdir_reply(token, b"..", self._attributes(parent), _FIRST):
+            return
+        for dentry in self.session.readdir(fh, max(0, start_id - _FIRST)):
+            attributes = self._attributes(dentry.inode)
+            if not pyfuse3.readdir_reply(token, dentry.name, attributes, dentry.cookie + _FIRST):
+                return
+            self.session.remember(dentry.inode.ino)
+
+    async def releasedir(self, fh: int) -> None:
+        """A directory handle is an inode number: there is nothing to let go of."""
+
+    @_answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self.session.fsync(fh)
+
+    # ---- files
+
+    @_answered
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        await self.session.open_file(inode, flags, ctx)
+        return FileInfo(fh=inode, keep_cache=True)
+
+    @_answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """The kernel asks for this when it knows of no such entry; if there is one all the same, O_EXCL decides."""
+        try:
+            inode = self.session.create(parent_inode, name, mode, ctx)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            inode = self.session.lookup(parent_inode, name)
+            await self.session.open_file(inode.ino, flags, ctx)
+        return FileInfo(fh=inode.ino, keep_cache=True), self._entry(inode)
+
+    @_answered
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await self.session.read(fh, off, size)
+
+    @_answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self.session.write(fh, off, buf)
+
+    async def flush(self, fh: int) -> None:
+        """ENOSYS, which the kernel takes as "never ask again": every write was answered when it was safe, and locks
+        are the
+        kernel's own. Measured: open+read+close 127 -> 70 microseconds."""
+        raise FUSEError(errno.ENOSYS)
+
+    @_answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self.session.fsync(fh)
+
+    @_answered
+    async def release(self, fh: int) -> None:
+        self.session.release(fh)

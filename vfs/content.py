@@ -1,0 +1,158 @@
+"""Backing files: the bytes of regular files, one file a inode, named by its number.
+
+A file that was never written has none. While an inode is unsettled, its size and mtime are those of its backing file.
+Open descriptors are a least-recently-used few hundred, because the
+hard limit can be low; `lease` gives a duplicate to a thread, so that closing the cached one cannot pull it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+from vfs.errors import error
+
+__all__ = ["Content"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Content:
+    def __init__(self, directory: Path, *, max_open: int = 256) -> None:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        self.directory = directory
+        self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fds: OrderedDict[int, int] = OrderedDict()
+        self._max_open = max_open
+        self._undurable: set[int] = set()  # made since the directory was last synced
+
+    # ---- descriptors
+
+    def _fd(self, ino: int, flags: int = 0) -> int:
+        fd = self._fds.get(ino)
+        if fd is not None:
+            self._fds.move_to_end(ino)
+            return fd
+        fd = os.open(str(ino), _FLAGS | flags, 0o600, dir_fd=self._dir_fd)
+        if len(self._fds) >= self._max_open:
+            os.close(self._fds.popitem(last=False)[1])
+        self._fds[ino] = fd
+        return fd
+
+    def _fd_or_new(self, ino: int) -> int:
+        try:
+            return self._fd(ino)
+        except FileNotFoundError:
+            fd = self._fd(ino, os.O_CREAT)
+            self._undurable.add(ino)
+            return fd
+
+    @contextlib.contextmanager
+    def lease(self, ino: int) -> Iterator[int]:
+        """A descriptor of the caller's own, for use in a thread; FileNotFoundError if there is no backing file."""
+        fd = os.dup(self._fd(ino))
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    # ---- bytes
+
+    def read(self, ino: int, offset: int, size: int) -> bytes | None:
+        """Up to `size` bytes, or None where the disk would have to be waited for: use `lease` in a thread then."""
+        try:
+            fd = self._fd(ino)
+        except FileNotFoundError:
+            return b""
+        buffer = bytearray(size)
+        try:
+            got = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as e:
+            if e.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            return os.pread(fd, size, offset)
+        if got == size:
+            return bytes(buffer)
+        return bytes(buffer[:got]) if offset + got >= os.fstat(fd).st_size else None
+
+    def write(self, ino: int, offset: int, data: bytes) -> tuple[int, int]:
+        """Bytes taken (fewer on a disk that is getting full) and the new mtime; ENOSPC if none were taken.
+
+        mtime is set from the clock that the namespace uses: the disk's own stamps come from a coarser one, and a file
+        written
+        after another was made would seem older.
+        """
+        fd = self._fd_or_new(ino)
+        taken = os.pwrite(fd, data, offset)
+        now = time.time_ns()
+        os.utime(fd, ns=(now, now))
+        return taken, now
+
+    def truncate(self, ino: int, size: int) -> None:
+        os.ftruncate(self._fd_or_new(ino), size)
+
+    def touch(self, ino: int, mtime_ns: int) -> None:
+        """The backing file, if there is one, has this mtime."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(str(ino), ns=(mtime_ns, mtime_ns), dir_fd=self._dir_fd)
+
+    def stat(self, ino: int) -> os.stat_result | None:
+        try:
+            return os.stat(str(ino), dir_fd=self._dir_fd)
+        except FileNotFoundError:
+            return None
+
+    def allocated(self, ino: int) -> int:
+        """Blocks of 512 bytes that the backing file takes on disk."""
+        stat = self.stat(ino)
+        return 0 if stat is None else stat.st_blocks
+
+    def remove(self, ino: int) -> None:
+        fd = self._fds.pop(ino, None)
+        if fd is not None:
+            os.close(fd)
+        self._undurable.discard(ino)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(str(ino), dir_fd=self._dir_fd)
+
+    def inos(self) -> set[int]:
+        """The inodes that have a backing file."""
+        return {int(name) for name in os.listdir(self._dir_fd) if name.isdecimal()}
+
+    # ---- durability
+
+    def is_durable(self, ino: int) -> bool:
+        """Whether the backing file's being there would survive power loss; its bytes are the caller's to sync."""
+        return ino not in self._undurable
+
+    def sync_directory(self) -> None:
+        """All backing files are durably there. Blocks: call it in a thread."""
+        durable = set(self._undurable)
+        os.fsync(self._dir_fd)
+        self._undurable -= durable
+
+    def sync_all(self) -> None:
+        """All backing files are on disk. Blocks: call it in a thread. One syncfs(2): 10,000 fsyncs would take 10 s."""
+        durable = set(self._undurable)
+        if _libc.syncfs(self._dir_fd) != 0:
+            number = ctypes.get_errno()
+            raise error(number, self.directory)
+        self._undurable -= durable
+
+    def statvfs(self) -> os.statvfs_result:
+        return os.fstatvfs(self._dir_fd)
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+        os.close(self._dir_fd)

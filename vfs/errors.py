@@ -1,0 +1,59 @@
+"""OSErrors by name: every error of `vfs` carries the errno that the program in the container shall see.
+
+`mount.operations` is the one place that turns them into FUSE errors. Each constructor takes what the error is about,
+so that
+a log line or a traceback can name it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+__all__ = ["Conflict", "DamagedState", "StateInUse", "UnsupportedState", "error"]
+
+
+def error(number: int, subject: object = None, why: str | None = None) -> OSError:
+    """The OSError subclass for errno `number` (FileNotFoundError for ENOENT, ...), about `subject`."""
+    text = os.strerror(number) if why is None else why
+    if subject is None:
+        return OSError(number, text)
+    name = os.fsdecode(subject) if isinstance(subject, (bytes, os.PathLike)) else str(subject)
+    return OSError(number, text, name)
+
+
+class Conflict(OSError):
+    """The persistence no longer holds the version that a conditional write or delete expected (errno ESTALE)."""
+
+    def __init__(self, path: str, found: str | None = None) -> None:
+        super().__init__(errno.ESTALE, "changed by someone else in the persistence", path)
+        self.found = found
+
+
+class StateInUse(OSError):
+    """Another process has the session's state directory open (errno EBUSY)."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(
+            errno.EBUSY,
+            "in use by another process; stop the other `mount-session`, or choose another --state",
+            directory,
+        )
+
+
+class UnsupportedState(OSError):
+    """The state directory was written by a version that this one does not know (errno EPROTONOSUPPORT)."""
+
+    def __init__(self, directory: str, version: object) -> None:
+        super().__init__(
+            errno.EPROTONOSUPPORT,
+            f"state of unknown version {version!r}; use the mount-session that wrote it, or choose another --state",
+            directory,
+        )
+
+
+class DamagedState(OSError):
+    """A file of the state directory does not check (errno EIO). Nothing was changed; the file is named."""
+
+    def __init__(self, file: str, why: str) -> None:
+        super().__init__(errno.EIO, f"damaged: {why}; restore it from a copy, or choose another --state", file)

@@ -1,0 +1,42 @@
+"""Failure points: the places where a test kills a process of ours, by name.
+
+`reach(name)` costs one comparison when nothing is armed. Tests arm a point through the environment variable
+MOUNT_SESSION_FAILPOINT=`name[:count]`: the process kills itself (SIGKILL) when it reaches the point for the count-th
+time
+(default 1). Names are listed here and nowhere else; an unknown name is refused at start.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+__all__ = ["POINTS", "reach"]
+
+POINTS = frozenset(
+    {
+        "journal.before-record",
+        "journal.after-record",
+        "image.before-rename",
+        "image.after-rename",
+        "recovery.before-end",
+    }
+)
+
+_armed, _, _count = os.environ.get("MOUNT_SESSION_FAILPOINT", "").partition(":")
+_left = int(_count or 1)
+if _armed and _armed not in POINTS:
+    raise ValueError(f"MOUNT_SESSION_FAILPOINT={_armed!r} is not one of {sorted(POINTS)}")
+
+
+def reach(name: str) -> None:
+    """Die here if this point is armed."""
+    if _armed and name == _armed:
+        _die()
+
+
+def _die() -> None:
+    global _left
+    _left -= 1
+    if _left <= 0:
+        os.kill(os.getpid(), signal.SIGKILL)

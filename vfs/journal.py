@@ -1,0 +1,177 @@
+"""The write-ahead journal: append-only segments of framed records.
+
+A frame is `u32 length, u32 crc32 of the payload, payload`, little-endian. A record is in the journal once write(2) has
+taken its whole frame: from then on it survives the death of every process of ours. `sync` makes it survive power loss.
+
+Space is reserved ahead of the end (fallocate with FALLOC_FL_KEEP_SIZE), so that on a full disk a record that makes room
+(`Record.frees`) can still be written; any other is refused with ENOSPC, and the journal is as it was.
+
+Reading tells a torn tail (the last frame, which a crash cut short: it was never acknowledged, or not synced before
+power was
+lost) from damage (a frame that does not check with whole frames behind it), which is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from vfs import failpoints
+from vfs.errors import DamagedState, error
+from vfs.records import Record, encode
+
+__all__ = ["Journal", "frame", "frames", "segment_path", "segments"]
+
+_HEADER = struct.Struct("<II")
+_AHEAD = 1 << 20
+_RESERVE = 1 << 16
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def segment_path(directory: Path, segment: int) -> Path:
+    return directory / f"journal.{segment}"
+
+
+def segments(directory: Path) -> list[int]:
+    """The numbers of the segments that are there, oldest first."""
+    found = []
+    for path in directory.glob("journal.*"):
+        with contextlib.suppress(ValueError):
+            found.append(int(path.name.removeprefix("journal.")))
+    return sorted(found)
+
+
+def frame(payload: bytes) -> bytes:
+    return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def frames(path: Path, *, torn_ok: bool) -> Iterator[tuple[int, bytes]]:
+    """Each frame's end offset and payload. A torn tail ends the iteration if `torn_ok`; all other damage is an
+    error."""
+    content = path.read_bytes()
+    at, end = 0, len(content)
+    while at < end:
+        payload = _payload(content, at)
+        if payload is None:
+            if torn_ok and not _whole_frame_behind(content, at):
+                return
+            raise DamagedState(str(path), f"the frame at byte {at} does not check")
+        at += _HEADER.size + len(payload)
+        yield at, payload
+
+
+def _payload(content: bytes, at: int) -> bytes | None:
+    if at + _HEADER.size > len(content):
+        return None
+    length, crc = _HEADER.unpack_from(content, at)
+    if not 0 < length <= len(content) - at - _HEADER.size:
+        return None
+    payload = content[at + _HEADER.size : at + _HEADER.size + length]
+    return payload if zlib.crc32(payload) == crc else None
+
+
+def _whole_frame_behind(content: bytes, at: int) -> bool:
+    """Whether a frame that checks begins anywhere behind the broken one at `at`.
+
+    A length that is itself damaged cannot say where the next frame is, so every offset is tried.
+    """
+    if not content[at:].strip(b"\0"):
+        return False
+    return any(_payload(content, offset) is not None for offset in range(at + 1, len(content) - _HEADER.size))
+
+
+class Journal:
+    """The segment that is being written. One writer; `append` neither waits nor yields."""
+
+    def __init__(self, directory: Path, segment: int, size: int = 0) -> None:
+        """Continues `segment` at `size` bytes (what lies behind is cut), or begins it."""
+        self.directory = directory
+        self.segment = segment
+        self.size = size
+        self.synced_segment, self.synced_size = segment, 0
+        self._fd = self._open(segment)
+        if os.fstat(self._fd).st_size != size:
+            os.ftruncate(self._fd, size)
+        self._reserved = 0
+        self._full = False
+
+    def _open(self, segment: int) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return os.open(segment_path(self.directory, segment), flags, 0o600)
+
+    def append(self, record: Record) -> None:
+        """The record is in the journal when this returns; ENOSPC or EIO if it is not, and then nothing has changed."""
+        framed = frame(encode(record))
+        if self.size + len(framed) > self._reserved - _RESERVE:
+            self._reserve(len(framed), record.frees)
+        failpoints.reach("journal.before-record")
+        try:
+            written = os.write(self._fd, framed)
+        except OSError:
+            os.ftruncate(self._fd, self.size)
+            raise
+        if written != len(framed):
+            os.ftruncate(self._fd, self.size)
+            raise error(errno.ENOSPC, segment_path(self.directory, self.segment))
+        self.size += written
+        failpoints.reach("journal.after-record")
+
+    def _reserve(self, length: int, frees: bool) -> None:
+        """Reserve space ahead; on a full disk only what makes room may use the last of it."""
+        want = self.size + length + _AHEAD
+        if _libc.fallocate(self._fd, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(want)) == 0:
+            self._reserved = want
+            return
+        number = ctypes.get_errno()
+        if number in (errno.EOPNOTSUPP, errno.ENOSYS):
+            self._reserved = 1 << 62
+        elif number != errno.ENOSPC or not (frees and self.size + length <= self._reserved):
+            raise error(number, segment_path(self.directory, self.segment))
+
+    @property
+    def needs_sync(self) -> bool:
+        return (self.synced_segment, self.synced_size) != (self.segment, self.size)
+
+    def sync(self) -> None:
+        """All records appended before the call are on disk. Blocks: call it in a thread; appends may go on
+        meanwhile."""
+        segment, size = self.segment, self.size
+        fd = os.dup(self._fd)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        if (segment, size) > (self.synced_segment, self.synced_size):
+            self.synced_segment, self.synced_size = segment, size
+
+    def rotate(self) -> int:
+        """Begin the next segment; the one before is closed, whole and on disk. The result is the new segment's
+        number."""
+        self.sync()
+        fd = self._open(self.segment + 1)
+        os.close(self._fd)
+        self._fd = fd
+        self.segment += 1
+        self.size = self._reserved = 0
+        self.sync_directory()
+        return self.segment
+
+    def sync_directory(self) -> None:
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Gives back what was reserved; does not sync."""
+        os.ftruncate(self._fd, self.size)
+        os.close(self._fd)

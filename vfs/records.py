@@ -1,0 +1,135 @@
+"""The journal's records: every way in which a namespace can change.
+
+A record says what became so, not what was asked for: it holds the new inode's number, the owner after set-id rules, the
+time. Applying the same records to the same namespace gives the same namespace, cookies included. Times are nanoseconds
+since
+the epoch. `pid` is the thread that asked (0: none), which is how a request that is sent again finds what it did.
+
+The encoding is msgpack: an array whose first element is the record's tag. A tag, and the meaning and order of the
+fields
+behind it, never change; a new field goes last, with a default.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+__all__ = [
+    "Dirty",
+    "Link",
+    "Make",
+    "Reclaim",
+    "Record",
+    "Removexattr",
+    "Rename",
+    "Setattr",
+    "Setxattr",
+    "Unlink",
+    "decode",
+    "encode",
+]
+
+
+class _Record(msgspec.Struct, array_like=True, gc=False):
+    frees: ClassVar[bool] = False  # may use the journal's last reserve: it makes room
+
+
+class Make(_Record, tag=1):
+    """A new inode with a name: create, mknod, mkdir or symlink, by `mode`'s file type."""
+
+    parent: int
+    name: bytes
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    time_ns: int
+    pid: int = 0
+    rdev: int = 0
+    target: bytes = b""
+
+
+class Link(_Record, tag=2):
+    """One more name for an inode."""
+
+    ino: int
+    parent: int
+    name: bytes
+    time_ns: int
+    pid: int = 0
+
+
+class Unlink(_Record, tag=3):
+    """A name is gone: unlink of a non-directory, or rmdir of an empty directory."""
+
+    frees: ClassVar[bool] = True
+    parent: int
+    name: bytes
+    time_ns: int
+    pid: int = 0
+
+
+class Rename(_Record, tag=4):
+    """A name moved, replacing what was there, or with `exchange` changing places with it."""
+
+    old_parent: int
+    old_name: bytes
+    new_parent: int
+    new_name: bytes
+    time_ns: int
+    exchange: bool = False
+    pid: int = 0
+
+
+class Setattr(_Record, tag=5):
+    """Attributes set; None: unchanged. With `size` or `mtime_ns` the file is settled, and both are given."""
+
+    ino: int
+    ctime_ns: int
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    pid: int = 0
+
+
+class Setxattr(_Record, tag=6):
+    ino: int
+    name: bytes
+    value: bytes
+    ctime_ns: int
+    pid: int = 0
+
+
+class Removexattr(_Record, tag=7):
+    ino: int
+    name: bytes
+    ctime_ns: int
+    pid: int = 0
+
+
+class Dirty(_Record, tag=8):
+    """A content generation begins: from here the backing file's size and mtime are the file's."""
+
+    ino: int
+    generation: int
+
+
+class Reclaim(_Record, tag=9):
+    """Inodes without a name that the kernel has let go of: they and their backing files are gone."""
+
+    frees: ClassVar[bool] = True
+    inos: list[int]
+
+
+Record = Make | Link | Unlink | Rename | Setattr | Setxattr | Removexattr | Dirty | Reclaim
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
+
+encode = _encoder.encode
+decode = _decoder.decode
