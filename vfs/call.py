@@ -1,0 +1,240 @@
+"""A call: one callback of the integrator, carried out from trio, with a time-out, and its failure as an OSError.
+
+Sync callbacks run in threads. Async ones run under the library that they are written for: trio's are awaited in
+place; asyncio's run in an asyncio loop, the integrator's own or one in a thread that is started at the first such
+call. Which library, in this order: what the caller of `Caller` says; an attribute `async_library` ("trio" or
+"asyncio") of the function or of the object that has it; trio if the function's module imports trio; else asyncio.
+
+Invariants: a call ends by its time-out whatever the callback does; a callback that hangs in a thread keeps that
+thread but not a slot, so others go on (until `HUNG_THREADS` of them hang); an unexpected exception is logged with
+its traceback once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import inspect
+import logging
+import os
+import threading
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from types import ModuleType
+from typing import Any, Literal, TypeAlias
+
+import cachetools
+import trio
+
+__all__ = ["AsyncLibrary", "Caller"]
+
+log = logging.getLogger(__name__)
+
+AsyncLibrary: TypeAlias = Literal["trio", "asyncio"] | asyncio.AbstractEventLoop
+
+HUNG_THREADS = 64
+STOP_SECONDS = 5.0  # what tasks of our own asyncio loop get to end after they were cancelled
+
+_ERRNO: tuple[tuple[type[OSError], int], ...] = (  # of an OSError that was raised without one
+    (FileNotFoundError, errno.ENOENT),
+    (FileExistsError, errno.EEXIST),
+    (PermissionError, errno.EACCES),
+    (TimeoutError, errno.ETIMEDOUT),
+    (IsADirectoryError, errno.EISDIR),
+    (NotADirectoryError, errno.ENOTDIR),
+)
+
+
+class Caller:
+    """Carries out the callbacks of one object. `name` is what log lines call that object; `threads` bounds how many
+    sync callbacks run at a time; `async_library` overrides the choice described above."""
+
+    def __init__(
+        self,
+        name: str,
+        functions: Mapping[str, Callable[..., Any]],
+        target: object = None,
+        *,
+        threads: int = 16,
+        async_library: AsyncLibrary | None = None,
+    ) -> None:
+        self.name = name
+        self._functions = dict(functions)
+        self._library = {
+            callback: async_library or _library(function, target) for callback, function in self._functions.items()
+        }
+        self._slots = trio.Semaphore(threads)
+        self._threads = trio.CapacityLimiter(threads + HUNG_THREADS)
+        self._loop = LoopThread(f"asyncio callbacks of {name}")
+        self._logged: cachetools.LRUCache[tuple[str, str, str], int] = cachetools.LRUCache(1000)
+
+    @property
+    def callbacks(self) -> frozenset[str]:
+        return frozenset(self._functions)
+
+    async def call(self, callback: str, subject: str, seconds: float, *arguments: object) -> Any:
+        """What the callback answers; a stream of values comes as a list. `subject` is the path, for messages.
+
+        Raises an OSError with the callback's errno, ETIMEDOUT after `seconds`, EIO for all else.
+        """
+        with trio.move_on_after(seconds):
+            try:
+                return await self._answer(callback, arguments)
+            except (Exception, SystemExit) as e:
+                raise self._os_error(e, callback, subject) from e
+        log.warning("%s: %s(%r) did not answer within %g s", self.name, callback, subject, seconds)
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), subject)
+
+    def bad_answer(self, callback: str, subject: str, expected: str, got: object) -> OSError:
+        """The error for an answer of the wrong type; its log line."""
+        kind = type(got).__name__
+        log.error("%s: %s(%r) answered %s; expected %s", self.name, callback, subject, kind, expected)
+        return OSError(errno.EIO, f"{callback} answered {kind}, not {expected}", subject)
+
+    async def aclose(self) -> None:
+        await self._loop.stop()
+
+    async def _answer(self, callback: str, arguments: tuple[object, ...]) -> Any:
+        function, library = self._functions[callback], self._library[callback]
+        if _is_async(function):
+            answer: Any = function(*arguments)
+        else:
+            async with self._slots:
+                answer = await trio.to_thread.run_sync(
+                    functools.partial(_collected, function, arguments), limiter=self._threads, abandon_on_cancel=True
+                )
+        if not isinstance(answer, AsyncIterable | Awaitable):
+            return answer
+        if library == "trio":
+            return await _awaited(answer)
+        return await self._loop.run(answer, None if library == "asyncio" else library)
+
+    def _os_error(self, e: BaseException, callback: str, subject: str) -> OSError:
+        while isinstance(e, BaseExceptionGroup) and len(e.exceptions) == 1:  # a nursery wraps what one task raised
+            e = e.exceptions[0]
+        if isinstance(e, OSError):
+            if e.errno is not None:
+                return e
+            for kind, number in _ERRNO:
+                if isinstance(e, kind):
+                    return OSError(number, str(e) or os.strerror(number), subject)
+        if isinstance(e, trio.TooSlowError):
+            return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), subject)
+        key = (callback, subject, f"{type(e).__name__}: {e}")
+        again = self._logged.get(key, 0)
+        self._logged[key] = again + 1
+        if again:
+            log.error("%s: %s(%r) failed as before (%d times): %s", self.name, callback, subject, again + 1, key[2])
+        else:
+            log.error("%s: %s(%r) failed: %s", self.name, callback, subject, key[2], exc_info=e)
+        return OSError(errno.EIO, f"{callback} failed: {type(e).__name__}", subject)
+
+
+class LoopThread:
+    """An asyncio loop in a thread of its own, started when first needed."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._started: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._thread: threading.Thread | None = None
+
+    async def run(self, answer: AsyncIterable[Any] | Awaitable[Any], loop: asyncio.AbstractEventLoop | None) -> Any:
+        """What `answer` comes to in `loop`, or in ours. Cancelling cancels it there, and does not wait for that."""
+        work = _contained(answer)
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, loop or self._running())
+        except RuntimeError:  # that loop is closed
+            work.close()
+            if inspect.iscoroutine(answer):
+                answer.close()
+            raise
+        done, token = trio.Event(), trio.lowlevel.current_trio_token()
+
+        def finished(_: object) -> None:
+            with contextlib.suppress(trio.RunFinishedError):  # nobody is left to hear of it
+                token.run_sync_soon(done.set)
+
+        future.add_done_callback(finished)
+        try:
+            await done.wait()
+        except trio.Cancelled:
+            future.cancel()
+            raise
+        return future.result()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._started is None:
+            ready = threading.Event()
+            self._thread = threading.Thread(target=self._serve, args=(ready,), name=self._name, daemon=True)
+            self._thread.start()
+            ready.wait()  # well under a millisecond, once; no other task may start a second thread meanwhile
+            if self._started is None:
+                raise RuntimeError("the asyncio loop did not start")
+        return self._started
+
+    def _serve(self, ready: threading.Event) -> None:
+        async def main() -> None:
+            self._started, self._stop = asyncio.get_running_loop(), asyncio.Event()
+            ready.set()
+            await self._stop.wait()
+
+        try:
+            asyncio.run(main())
+        finally:
+            ready.set()
+
+    async def stop(self) -> None:
+        if self._started is None or self._stop is None or self._thread is None:
+            return
+        self._started.call_soon_threadsafe(self._stop.set)
+        await trio.to_thread.run_sync(self._thread.join, STOP_SECONDS)
+        if self._thread.is_alive():
+            log.warning("%s: did not end within %g s of being cancelled; left behind", self._name, STOP_SECONDS)
+        self._started = self._stop = self._thread = None
+
+
+def _collected(function: Callable[..., Any], arguments: tuple[object, ...]) -> Any:
+    """The answer, drained here in the thread where it is a generator: its code is the integrator's and may block."""
+    answer = function(*arguments)
+    return list(answer) if inspect.isgenerator(answer) else answer
+
+
+async def _awaited(answer: AsyncIterable[Any] | Awaitable[Any]) -> Any:
+    found: Any = answer if isinstance(answer, AsyncIterable) else await answer
+    if isinstance(found, AsyncIterable):
+        return [value async for value in found]
+    return list(found) if inspect.isgenerator(found) else found
+
+
+async def _contained(answer: AsyncIterable[Any] | Awaitable[Any]) -> Any:
+    """As `_awaited`, for asyncio: a task that raises SystemExit would end the loop, and every later call with it."""
+    try:
+        return await _awaited(answer)
+    except SystemExit as e:
+        raise RuntimeError(f"SystemExit: {e}") from e
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    candidates = (function, getattr(function, "__call__", None))  # noqa: B004 - an instance's `async def __call__`
+    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in candidates)
+
+
+def _library(function: Callable[..., Any], target: object) -> AsyncLibrary:
+    while isinstance(function, functools.partial):
+        function = function.func
+    declared = getattr(function, "async_library", None) or getattr(target, "async_library", None)
+    if declared in ("trio", "asyncio") or isinstance(declared, asyncio.AbstractEventLoop):
+        return declared
+    if declared is not None:
+        raise TypeError(f"async_library is 'trio', 'asyncio' or an asyncio event loop, not {type(declared).__name__}")
+    plain: object = inspect.unwrap(function)
+    plain = getattr(plain, "__func__", plain)
+    if not inspect.isfunction(plain):
+        plain = type(plain).__call__
+    names: dict[str, object] = getattr(plain, "__globals__", {})
+    imports_trio = any(isinstance(value, ModuleType) and value.__name__ == "trio" for value in names.values())
+    return "trio" if imports_trio else "asyncio"

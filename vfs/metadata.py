@@ -1,0 +1,58 @@
+"""Metadata: what an integrator's answer leaves with a file, as text by name, so that each pair can be a `user.*`
+xattr.
+
+Text stays as it is; numbers, booleans, dates, UUIDs and nested values become their JSON; None is left out. What
+cannot be an xattr (name or value too long, NUL, no JSON form) is left out with a log line: the write itself has
+happened.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+__all__ = ["normalised"]
+
+log = logging.getLogger(__name__)
+
+NAME_MAX = 255 - len("user.")  # linux/limits.h: XATTR_NAME_MAX
+VALUE_MAX = 65536  # XATTR_SIZE_MAX
+
+
+def normalised(answer: Mapping[Any, Any], name: str, callback: str, path: str) -> dict[str, str]:
+    metadata: dict[str, str] = {}
+    for key, value in answer.items():
+        if value is None:
+            continue
+        try:
+            metadata[_key(key)] = _text(value)
+        except ValueError as e:
+            log.warning("%s: %s(%r): metadata %.100r is left out: %s", name, callback, path, key, e)
+    return metadata
+
+
+def _key(key: object) -> str:
+    text = key if isinstance(key, str) else str(key)
+    if not text or "\0" in text or len(_encoded(text)) > NAME_MAX:
+        raise ValueError(f"not a name of 1 to {NAME_MAX} bytes without NUL")
+    return text
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        try:
+            text = msgspec.json.encode(value).decode()
+        except (TypeError, UnicodeEncodeError) as e:
+            raise ValueError(str(e)) from None
+        quoted = text.startswith('"')  # a date, a UUID ...: its text, without JSON's quotes
+        value = msgspec.json.decode(text, type=str) if quoted else text
+    if len(_encoded(value)) > VALUE_MAX:
+        raise ValueError(f"longer than {VALUE_MAX} bytes")
+    return value
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")  # UnicodeEncodeError is a ValueError

@@ -1,0 +1,315 @@
+"""A persistence: any object with callbacks, in the one async form that write-back and hydration call.
+
+Paths are the session's here (relative, no leading slash, `surrogateescape`); the callbacks see them with a leading
+slash, and without the route's base directory where `strip_base` says so. What comes back is checked: a wrong type is
+EIO with a log line that names the callback and the path, never a surprise further in. The scope is handed on as it
+is; nothing here compares, prints or keeps anything of it. `vfs.call` says how a callback is run and how its failures
+become OSErrors.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import errno
+import io
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Literal, cast
+
+import msgspec
+import trio
+
+from vfs import callbacks, listing
+from vfs.call import AsyncLibrary, Caller
+from vfs.callbacks import Change, Context
+from vfs.fileref import FileRef
+from vfs.listing import UNKNOWN_SIZE
+from vfs.metadata import normalised
+
+__all__ = ["UNKNOWN_SIZE", "Persistence"]
+
+log = logging.getLogger(__name__)
+
+MAX_FILE_SIZE = 64 << 20
+SLOWEST = 1 << 20  # bytes a second that a transfer may take before it counts as hanging
+RANGE = 1 << 20
+COMPLAINTS = 100  # log lines about entries of one listing
+
+
+class Persistence:
+    """`target`'s callbacks for one scope.
+
+    `context`: what every call is told (session_id, agent_id ...). `timeout`: seconds for a call, to which a second
+    for each MiB moved is added. `threads`: sync callbacks at a time. `max_file_size`: bytes of content that may be
+    held in memory, which matters where on_read_range or on_write_file is absent. `owned`: `aclose` closes the target
+    too.
+    """
+
+    def __init__(
+        self,
+        target: object,
+        scope: object = None,
+        name: str = "callbacks",
+        *,
+        context: Context | None = None,
+        base_directory: str = "",
+        strip_base: bool = False,
+        timeout: float = 30.0,
+        threads: int = 16,
+        max_file_size: int = MAX_FILE_SIZE,
+        async_library: AsyncLibrary | None = None,
+        owned: bool = False,
+    ) -> None:
+        self.name = name
+        self.timeout = timeout
+        self.max_file_size = max_file_size
+        self.base_directory = base_directory.strip("/")
+        self.skipped: dict[str, str] = {}
+        self._prefix = f"{self.base_directory}/" if strip_base and self.base_directory else ""
+        self._target = target if owned else None
+        self._scope = scope
+        self._known = cast(Context, {**(context or {}), "base_directory": self.base_directory})
+        self._caller = Caller(name, callbacks.discover(target), target, threads=threads, async_library=async_library)
+
+    @property
+    def can(self) -> frozenset[str]:
+        """Names of the callbacks that are there."""
+        return self._caller.callbacks
+
+    @property
+    def writes(self) -> bool:
+        """Whether content can be brought there at all."""
+        return not self.can.isdisjoint({"on_write", "on_write_file", "on_commit"})
+
+    @property
+    def reads(self) -> bool:
+        return not self.can.isdisjoint({"on_read", "on_read_range"})
+
+    @property
+    def largest_write(self) -> int | None:
+        """Bytes of the largest file that can be written; None: no limit."""
+        return None if self.can & {"on_write_file", "on_commit"} else self.max_file_size
+
+    @property
+    def largest_read(self) -> int | None:
+        return None if "on_read_range" in self.can else self.max_file_size
+
+    def for_scope(self, scope: object) -> Persistence:
+        """The same callbacks, threads and limits for another scope."""
+        other = copy.copy(self)
+        other._scope = scope
+        other.skipped = {}
+        return other
+
+    async def list(self, context: Context | None = None) -> list[FileRef]:
+        """All files, with relative paths. Size UNKNOWN_SIZE where only a path was listed.
+
+        What cannot be a file is left out, logged, and in `skipped` (path -> reason) until the next listing.
+        """
+        answer = await self._call("on_list", "/", "list", context)
+        if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
+            raise self._caller.bad_answer("on_list", "/", "paths or FileRefs", answer)
+        before, self.skipped = self.skipped, {}
+        files = listing.checked(answer, self._inward, lambda path, why: self._skip(path, why, before))
+        if len(self.skipped) > COMPLAINTS:
+            log.warning("%s: on_list: %d entries left out in all", self.name, len(self.skipped))
+        return files
+
+    async def stat(self, path: str, context: Context | None = None) -> FileRef:
+        answer = await self._call("on_stat", path, "stat", context, self._outward(path))
+        if answer is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if not isinstance(answer, FileRef):
+            raise self._caller.bad_answer("on_stat", path, "FileRef or None", answer)
+        return self._sound("on_stat", path, answer)
+
+    async def read(self, path: str, context: Context | None = None) -> bytes:
+        """The whole content, at most `max_file_size` bytes (EFBIG)."""
+        context = context or {}
+        self._fits(path, context.get("size", 0), "on_read_range")
+        if "on_read" not in self.can:
+            return await self._read_by_ranges(path, context)
+        answer = await self._call("on_read", path, "read", context, self._outward(path))
+        content = self._bytes("on_read", path, answer)
+        self._fits(path, len(content), "on_read_range")
+        return content
+
+    async def _read_by_ranges(self, path: str, context: Context) -> bytes:
+        content = bytearray()
+        while True:
+            part = await self.read_range(path, len(content), RANGE, context)
+            content += part
+            self._fits(path, len(content), "on_read_range")
+            if len(part) < RANGE:
+                return bytes(content)
+
+    async def read_range(self, path: str, offset: int, size: int, context: Context | None = None) -> bytes:
+        """`size` bytes from `offset`; fewer only at the file's end."""
+        arguments = (self._outward(path), offset, size)
+        answer = await self._call("on_read_range", path, "read", context, *arguments, moving=size)
+        content = self._bytes("on_read_range", path, answer)
+        if len(content) > size:
+            raise self._caller.bad_answer("on_read_range", path, f"at most {size} bytes", content)
+        return content
+
+    async def write(self, path: str, content: bytes, context: Context | None = None) -> FileRef:
+        """Create or replace the file. Answers what is known about it there: version, metadata ..."""
+        context = cast(Context, {**(context or {}), "size": len(content)})
+        if "on_write" not in self.can:
+            return await self.write_file(path, io.BytesIO(content), context)
+        self._fits(path, len(content), "on_write_file")
+        answer = await self._call("on_write", path, "write", context, self._outward(path), content, moving=len(content))
+        return self._outcome("on_write", path, answer, context)
+
+    async def write_file(self, path: str, file: BinaryIO, context: Context | None = None) -> FileRef:
+        """As `write`, from a seekable file that is at its beginning, in bounded memory where the callbacks allow
+        it."""
+        size = await trio.to_thread.run_sync(_size, file)
+        context = cast(Context, {**(context or {}), "size": size})
+        if "on_write_file" in self.can:
+            answer = await self._call("on_write_file", path, "write", context, self._outward(path), file, moving=size)
+            return self._outcome("on_write_file", path, answer, context)
+        if "on_write" in self.can:
+            self._fits(path, size, "on_write_file")
+            return await self.write(path, await trio.to_thread.run_sync(file.read), context)
+        [ref] = await self.commit([Change("write", path, context, file=file)], context)
+        if ref is None:
+            raise AssertionError("a write answers a FileRef")
+        return ref
+
+    async def delete(self, path: str, context: Context | None = None) -> None:
+        """Delete the file; one that is not there counts as deleted."""
+        try:
+            if "on_delete" in self.can or "on_commit" not in self.can:
+                await self._call("on_delete", path, "delete", context, self._outward(path))
+            else:
+                await self.commit([Change("delete", path, context or {})], context)
+        except FileNotFoundError:
+            log.debug("%s: on_delete(%r): was not there", self.name, path)
+
+    async def move(self, old: str, new: str, context: Context | None = None) -> FileRef:
+        arguments = (self._outward(old), self._outward(new))
+        answer = await self._call("on_move", old, "move", context, *arguments)
+        return self._outcome("on_move", new, answer, context or {})
+
+    async def commit(self, changes: Sequence[Change], context: Context | None = None) -> Sequence[FileRef | None]:
+        """Carry out all changes or none. Answers for each write and move what `write` would, for each delete None."""
+        size = sum(change.context.get("size", 0) for change in changes)
+        outward = [self._change(change) for change in changes]
+        answer = await self._call("on_commit", changes[0].path, "commit", context, outward, moving=size)
+        if answer is None:
+            answer = [None] * len(changes)
+        if not isinstance(answer, Sequence) or isinstance(answer, str | bytes) or len(answer) != len(changes):
+            raise self._caller.bad_answer("on_commit", changes[0].path, f"{len(changes)} outcomes or None", answer)
+        return [
+            None if change.kind == "delete" else self._outcome("on_commit", change.path, outcome, change.context)
+            for change, outcome in zip(changes, answer, strict=True)
+        ]
+
+    async def load_image(self, context: Context | None = None) -> tuple[bytes, str] | None:
+        answer = await self._call("on_load_image", "/", "load_image", context)
+        match answer:
+            case None:
+                return None
+            case (bytes() as image, str() as version):
+                return image, version
+        raise self._caller.bad_answer("on_load_image", "/", "(bytes, version) or None", answer)
+
+    async def save_image(self, image: bytes, context: Context | None = None) -> str:
+        answer = await self._call("on_save_image", "/", "save_image", context, image, moving=len(image))
+        if not isinstance(answer, str):
+            raise self._caller.bad_answer("on_save_image", "/", "version", answer)
+        return answer
+
+    async def aclose(self) -> None:
+        """End what was started for these callbacks; the target itself where it is `owned`."""
+        await self._caller.aclose()
+        if self._target is not None and (close := getattr(self._target, "aclose", None)) is not None:
+            await close()
+
+    async def _call(
+        self,
+        callback: str,
+        subject: str,
+        operation: Literal["list", "stat", "read", "write", "delete", "move", "commit", "load_image", "save_image"],
+        context: Context | None,
+        *arguments: object,
+        moving: int = 0,
+    ) -> Any:
+        if callback not in self.can:
+            raise OSError(errno.ENOSYS, f"{self.name} has no {callback}", subject)
+        told = {**self._known, **(context or {}), "operation": operation}
+        timeout = self.timeout + moving / SLOWEST
+        return await self._caller.call(callback, subject, timeout, self._scope, *arguments, told)
+
+    def _outward(self, path: str) -> str:
+        return "/" + path.removeprefix(self._prefix)
+
+    def _inward(self, path: str) -> str:
+        path = path.removeprefix("/")
+        listing.check_path(path)
+        path = self._prefix + path
+        if self.base_directory and not path.startswith(f"{self.base_directory}/"):
+            raise ValueError(f"not below the base directory {self.base_directory!r}")
+        return path
+
+    def _change(self, change: Change) -> Change:
+        source = None if change.source is None else self._outward(change.source)
+        told = cast(Context, {**self._known, **change.context, "operation": change.kind})
+        return dataclasses.replace(change, path=self._outward(change.path), source=source, context=told)
+
+    def _skip(self, path: str, reason: str, before: Mapping[str, str]) -> None:
+        self.skipped[path] = reason
+        if before.get(path) != reason and len(self.skipped) <= COMPLAINTS:
+            log.warning("%s: on_list: %r is left out: %s", self.name, path, reason)
+
+    def _fits(self, path: str, size: int, remedy: str) -> None:
+        if size <= self.max_file_size or (remedy == "on_read_range" and "on_read" not in self.can):
+            return
+        log.error(
+            "%s: %r has %d bytes; without %s at most max_file_size=%d are moved",
+            *(self.name, path, size, remedy, self.max_file_size),
+        )
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+
+    def _bytes(self, callback: str, path: str, answer: object) -> bytes:
+        if isinstance(answer, bytes):
+            return answer
+        if isinstance(answer, bytearray | memoryview):
+            return bytes(answer)
+        raise self._caller.bad_answer(callback, path, "bytes", answer)
+
+    def _sound(self, callback: str, path: str, ref: FileRef) -> FileRef:
+        try:
+            return listing.sound(ref, path)
+        except ValueError as e:
+            raise self._caller.bad_answer(callback, path, f"a sound FileRef ({e})", ref) from None
+
+    def _outcome(self, callback: str, path: str, answer: object, context: Context) -> FileRef:
+        """What the callback said about a file that it wrote, completed by what we know."""
+        if isinstance(answer, FileRef):
+            ref = self._sound(callback, path, answer)
+            return msgspec.structs.replace(ref, metadata=normalised(ref.metadata, self.name, callback, path))
+        if not (answer is None or isinstance(answer, Mapping)):
+            raise self._caller.bad_answer(callback, path, "metadata (a mapping), FileRef or None", answer)
+        metadata = normalised(answer or {}, self.name, callback, path)
+        return FileRef(
+            path=path,
+            size=context.get("size", UNKNOWN_SIZE),
+            content_type=context.get("content_type"),
+            checksum=context.get("checksum"),
+            created_at=datetime.now(UTC),
+            version=metadata.get("version"),
+            mtime_ns=context.get("mtime_ns"),
+            mode=context.get("mode"),
+            metadata=metadata,
+        )
+
+
+def _size(file: BinaryIO) -> int:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
