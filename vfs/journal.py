@@ -96,7 +96,8 @@ class Journal:
         self.directory = directory
         self.segment = segment
         self.size = size
-        self.synced_segment, self.synced_size = segment, 0
+        self._synced = (-1, 0)
+        self._closed: list[int] = []
         self._fd = self._open(segment)
         if os.fstat(self._fd).st_size != size:
             os.ftruncate(self._fd, size)
@@ -138,30 +139,36 @@ class Journal:
 
     @property
     def needs_sync(self) -> bool:
-        return (self.synced_segment, self.synced_size) != (self.segment, self.size)
+        return self._synced != (self.segment, self.size)
 
     def sync(self) -> None:
-        """All records appended before the call are on disk. Blocks: call it in a thread; appends may go on
-        meanwhile."""
-        segment, size = self.segment, self.size
+        """All records appended before the call are on disk. Blocks: call it in a thread; appends may go on meanwhile.
+
+        Closed segments go first: what survives power loss is a prefix of what was appended.
+        """
+        end, closed = (self.segment, self.size), self._closed[:]
         fd = os.dup(self._fd)
         try:
+            for earlier in closed:
+                os.fdatasync(earlier)
             os.fdatasync(fd)
+            if end[0] != self._synced[0]:
+                self.sync_directory()
         finally:
             os.close(fd)
-        if (segment, size) > (self.synced_segment, self.synced_size):
-            self.synced_segment, self.synced_size = segment, size
+        for earlier in closed:
+            self._closed.remove(earlier)
+            os.close(earlier)
+        self._synced = max(self._synced, end)
 
     def rotate(self) -> int:
-        """Begin the next segment; the one before is closed, whole and on disk. The result is the new segment's
-        number."""
-        self.sync()
+        """Begin the next segment; the one before takes no more records. The result is the new segment's number."""
         fd = self._open(self.segment + 1)
-        os.close(self._fd)
+        os.ftruncate(self._fd, self.size)
+        self._closed.append(self._fd)
         self._fd = fd
         self.segment += 1
         self.size = self._reserved = 0
-        self.sync_directory()
         return self.segment
 
     def sync_directory(self) -> None:
@@ -174,4 +181,5 @@ class Journal:
     def close(self) -> None:
         """Gives back what was reserved; does not sync."""
         os.ftruncate(self._fd, self.size)
-        os.close(self._fd)
+        for fd in [*self._closed, self._fd]:
+            os.close(fd)

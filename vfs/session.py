@@ -1,9 +1,7 @@
 """A session: one tree of files, its journal and its content. What `mount` and the Python API call.
 
-Calls that change names or attributes are synchronous: between the check, the record in the journal and the change
-nothing
-is awaited, so each is atomic. Calls that move bytes are async. A call answers only when what it promises would survive
-the death of this process; `fsync` and `sync` when it would survive power loss.
+What changes names or attributes is synchronous (see `tree`); what moves bytes is async. A call answers only when what it
+promises would survive the death of this process; `fsync` and `sync` when it would survive power loss.
 """
 
 from __future__ import annotations
@@ -15,9 +13,8 @@ import os
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import trio
@@ -26,47 +23,18 @@ from vfs import rules
 from vfs.content import Content
 from vfs.errors import error
 from vfs.fileref import validate_session_id
-from vfs.inode import Dentry, Inode
+from vfs.inode import Inode
 from vfs.journal import Journal
 from vfs.namespace import ROOT, Namespace
-from vfs.records import Dirty, Make, Reclaim, Record, Setattr
+from vfs.records import Dirty, Reclaim, Setattr
 from vfs.recovery import recover
 from vfs.rules import Changes
 from vfs.state import State
+from vfs.tree import KERNEL, Caller, Ownership, Tree
 
-__all__ = ["KERNEL", "Caller", "Observer", "Ownership", "Receipt", "Session"]
+__all__ = ["KERNEL", "Caller", "Ownership", "Receipt", "Session"]
 
 log = logging.getLogger(__name__)
-
-_SEGMENT_BYTES = 4 << 20  # replay of a segment of this size takes about 0.3 s
-
-
-class Caller(Protocol):
-    """Who asks: the thread, and the user that new inodes belong to."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def uid(self) -> int: ...
-    @property
-    def gid(self) -> int: ...
-
-
-class _Kernel(msgspec.Struct, frozen=True):
-    pid: int = 0
-    uid: int = os.geteuid()
-    gid: int = os.getegid()
-
-
-KERNEL = _Kernel()
-"""The caller for what no program asked for: this process itself."""
-
-
-class Ownership(msgspec.Struct, frozen=True):
-    """One user and group for all that is in the session, or None: as it is."""
-
-    uid: int | None = None
-    gid: int | None = None
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -78,15 +46,7 @@ class Receipt(msgspec.Struct, frozen=True):
     pending: int
 
 
-class Observer(Protocol):
-    """Told of every change after it was made, in order; must neither raise nor wait."""
-
-    def committed(self, record: Record, inode: Inode | None) -> None: ...
-    def written(self, inode: Inode) -> None: ...
-    def released(self, inode: Inode) -> None: ...
-
-
-class Session:
+class Session(Tree):
     """Open one with `Session.open`; it is yours alone until the block ends."""
 
     def __init__(
@@ -101,15 +61,9 @@ class Session:
         adopted: bool,
         owner: Ownership,
     ) -> None:
-        self.id = session_id
+        super().__init__(session_id, namespace, journal, read_only=read_only, owner=owner)
         self.directory = state.directory
-        self.namespace = namespace
         self.content = content
-        self.journal = journal
-        self.read_only = read_only
-        self.owner = owner
-        self.observers: list[Observer] = []
-        self._state = state
         self._adopted = adopted
         self._lookups: dict[int, int] = {}
         self._opens: dict[int, int] = {}
@@ -173,18 +127,10 @@ class Session:
         self.content.sync_all()
         self.journal.sync()
 
-    # ---- records
-
-    def _commit(self, record: Record) -> Inode | None:
-        """The record into the journal, then into the namespace."""
-        self.journal.append(record)
-        inode = self.namespace.apply(record)
-        for observer in self.observers:
-            observer.committed(record, inode)
-        if self.journal.size > _SEGMENT_BYTES and not self._compacting:
+    def _segment_full(self) -> None:
+        if not self._compacting:
             self._compacting = True
             self._nursery.start_soon(self._compact)
-        return inode
 
     async def _compact(self) -> None:
         """Close the segment and have the next image made of it, by a process of its own."""
@@ -197,90 +143,11 @@ class Session:
         finally:
             self._compacting = False
 
-    def _writable(self) -> None:
-        if self.read_only:
-            raise error(errno.EROFS, self.id)
-
-    # ---- names
-
-    def lookup(self, parent: int, name: bytes) -> Inode:
-        """The inode that `name` means in the directory; ENOENT, ENOTDIR, ENAMETOOLONG."""
-        return rules.child(self.namespace, parent, name)
-
-    def getattr(self, ino: int) -> Inode:
-        return self.namespace.inode(ino)
-
     def blocks(self, inode: Inode) -> int:
         """Units of 512 bytes that the file takes, holes not counted."""
         if not inode.size or inode.remote or not inode.is_file:
             return (inode.size + 511) // 512
         return self.content.allocated(inode.ino)
-
-    def mknod(
-        self, parent: int, name: bytes, mode: int, caller: Caller, *, rdev: int = 0, target: bytes = b""
-    ) -> Inode:
-        """A new inode of the kind in `mode`: mknod(2), mkdir(2), symlink(2), or open(2) with O_CREAT."""
-        self._writable()
-        uid = caller.uid if self.owner.uid is None else self.owner.uid
-        gid = caller.gid if self.owner.gid is None else self.owner.gid
-        record = rules.make(
-            self.namespace, parent, name, mode, uid, gid, time.time_ns(), pid=caller.pid, rdev=rdev, target=target
-        )
-        return self._made(record)
-
-    def _made(self, record: Make) -> Inode:
-        inode = self._commit(record)
-        assert inode is not None
-        return inode
-
-    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Inode:
-        return self.mknod(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller)
-
-    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Inode:
-        return self.mknod(parent, name, stat.S_IFLNK | 0o777, caller, target=target)
-
-    def readlink(self, ino: int) -> bytes:
-        inode = self.namespace.inode(ino)
-        if not inode.is_symlink:
-            raise error(errno.EINVAL, f"inode {ino}")
-        return inode.target
-
-    def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
-        self._writable()
-        self._commit(rules.link(self.namespace, ino, parent, name, time.time_ns(), pid=caller.pid))
-        return self.namespace.inode(ino)
-
-    def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
-        """The name goes; the file stays readable and writable for those who have it open."""
-        self._writable()
-        inode = self._commit(rules.unlink(self.namespace, parent, name, time.time_ns(), pid=caller.pid))
-        self._let_go(inode)
-
-    def rmdir(self, parent: int, name: bytes, caller: Caller) -> None:
-        self._writable()
-        inode = self._commit(rules.rmdir(self.namespace, parent, name, time.time_ns(), pid=caller.pid))
-        self._let_go(inode)
-
-    def rename(
-        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
-    ) -> None:
-        """rename(2); `flags` as for renameat2(2): RENAME_NOREPLACE, RENAME_EXCHANGE."""
-        self._writable()
-        record = rules.rename(
-            self.namespace, old_parent, old_name, new_parent, new_name, flags, time.time_ns(), pid=caller.pid
-        )
-        if record is None:
-            return
-        directory = self.namespace.directory(new_parent)
-        assert directory.entries is not None
-        replaced = directory.entries.get(new_name)
-        before = replaced.inode if replaced else None
-        self._commit(record)
-        self._let_go(before)
-
-    def readdir(self, ino: int, after: int) -> Iterator[Dentry]:
-        """Entries in the order of their cookies, from the first above `after`; `.` and `..` are not among them."""
-        return self.namespace.list(self.namespace.directory(ino), after)
 
     # ---- attributes
 
@@ -303,25 +170,6 @@ class Session:
         if changes.mtime_ns is not None or changes.size is not None:
             self.content.touch(ino, inode.mtime_ns)
         return inode
-
-    def setxattr(self, ino: int, name: bytes, value: bytes, caller: Caller) -> None:
-        self._writable()
-        inode = self.namespace.inode(ino)
-        self._commit(rules.setxattr(inode, name, value, time.time_ns(), pid=caller.pid))
-
-    def getxattr(self, ino: int, name: bytes) -> bytes:
-        """ENODATA if there is none of that name."""
-        xattrs = self.namespace.inode(ino).xattrs
-        if xattrs is None or name not in xattrs:
-            raise error(errno.ENODATA, name)
-        return xattrs[name]
-
-    def listxattr(self, ino: int) -> list[bytes]:
-        return list(self.namespace.inode(ino).xattrs or ())
-
-    def removexattr(self, ino: int, name: bytes, caller: Caller) -> None:
-        self._writable()
-        self._commit(rules.removexattr(self.namespace.inode(ino), name, time.time_ns(), pid=caller.pid))
 
     # ---- bytes
 
