@@ -1,6 +1,7 @@
 """A session: one tree of files, its journal and its content. What `mount` and the Python API call.
 
-What changes names or attributes is synchronous (see `tree`); what moves bytes is async. A call answers only when what it
+What changes names or attributes is synchronous (see `tree`); what moves bytes is async. A call answers only when what
+it
 promises would survive the death of this process; `fsync` and `sync` when it would survive power loss.
 """
 
@@ -256,7 +257,8 @@ class Session(Tree):
 
     async def sync(self) -> Receipt:
         """A barrier: all that was done before it is on disk, and persisted where there is a persistence."""
-        await trio.to_thread.run_sync(self._flush)
+        async with self._journal_sync:
+            await trio.to_thread.run_sync(self._flush)
         return self.receipt()
 
     def receipt(self) -> Receipt:

@@ -1,6 +1,7 @@
 """The tree of a session as callers change it: names, attributes and xattrs, each change journaled before it is made.
 
-Every call here is synchronous: between the check, the record in the journal and the change nothing is awaited, so each is
+Every call here is synchronous: between the check, the record in the journal and the change nothing is awaited, so each
+is
 atomic without a lock. `Session` adds the bytes.
 """
 
@@ -10,6 +11,7 @@ import errno
 import os
 import stat
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -63,7 +65,7 @@ class Observer(Protocol):
     def released(self, inode: Inode) -> None: ...
 
 
-class Tree:
+class Tree(ABC):
     def __init__(
         self, session_id: str, namespace: Namespace, journal: Journal, *, read_only: bool, owner: Ownership
     ) -> None:
@@ -76,13 +78,13 @@ class Tree:
 
     # ---- for the session that this tree is part of
 
+    @abstractmethod
     def _segment_full(self) -> None:
         """The journal's segment has grown enough to become part of the image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _let_go(self, inode: Inode | None) -> None:
         """An inode may have lost its last name."""
-        raise NotImplementedError
 
     # ---- records
 
