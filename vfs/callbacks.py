@@ -66,6 +66,7 @@ class Context(TypedDict, total=False):
     generation: int  # counts the content's changes within the session
     if_version: str | None  # the version that must still be there; None: the path must not exist; absent: do not care
     metadata: dict[str, str]  # what earlier answers left with the file
+    options: dict[str, Any]  # what the route was configured with, for the integrator's own use
 
 
 @dataclass(frozen=True, slots=True)
