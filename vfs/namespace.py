@@ -34,6 +34,7 @@ class Namespace:
         self.orphans: dict[int, Inode] = {}
         self.next_ino = ROOT + 1
         self.next_cookie = 1
+        self.bytes = 0  # the sizes of all files: what a quota counts
         self._appliers: dict[type, Callable[[Any], Inode | None]] = {
             Make: self._make,
             Link: self._link,
@@ -120,6 +121,11 @@ class Namespace:
     def apply(self, record: Record) -> Inode | None:
         """Make it so. The result is the inode that a request of this form answers with, where it has one."""
         return self._appliers[type(record)](record)
+
+    def resize(self, inode: Inode, size: int) -> None:
+        """The file's size, in the sum of all sizes too."""
+        self.bytes += size - inode.size
+        inode.size = size
 
     def _insert(self, parent: Inode, name: bytes, inode: Inode) -> None:
         assert parent.entries is not None
@@ -223,7 +229,7 @@ class Namespace:
         if r.atime_ns is not None:
             inode.atime_ns = r.atime_ns
         if r.size is not None:
-            inode.size = r.size
+            self.resize(inode, r.size)
         if r.mtime_ns is not None:
             inode.mtime_ns = r.mtime_ns
             inode.unsettled = False
@@ -256,7 +262,9 @@ class Namespace:
     def _reclaim(self, r: Reclaim) -> None:
         for ino in r.inos:
             self.orphans.pop(ino, None)
-            self.inodes.pop(ino, None)
+            inode = self.inodes.pop(ino, None)
+            if inode is not None and inode.is_file:
+                self.bytes -= inode.size
 
 
 def _cookie(dentry: Dentry) -> int:

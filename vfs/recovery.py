@@ -45,6 +45,7 @@ def recover(directory: Path, content: Content, *, crashed: bool) -> tuple[Namesp
             _read_backing(inode, content)
         elif crashed and inode.is_file and not inode.remote:
             _settle(inode, content)
+    namespace.bytes = sum(inode.size for inode in namespace.inodes.values() if inode.is_file)
     if crashed:
         for ino in content.inos() - namespace.inodes.keys():
             content.remove(ino)

@@ -27,6 +27,7 @@ from vfs.fileref import validate_session_id
 from vfs.inode import Inode
 from vfs.journal import Journal
 from vfs.namespace import ROOT, Namespace
+from vfs.policy import Policy
 from vfs.records import Dirty, Reclaim, Setattr
 from vfs.recovery import recover
 from vfs.rules import Changes
@@ -57,12 +58,11 @@ class Session(Tree):
         content: Content,
         namespace: Namespace,
         journal: Journal,
+        policy: Policy,
         *,
-        read_only: bool,
         adopted: bool,
-        owner: Ownership,
     ) -> None:
-        super().__init__(session_id, namespace, journal, read_only=read_only, owner=owner)
+        super().__init__(session_id, namespace, journal, policy)
         self.directory = state.directory
         self.content = content
         self._adopted = adopted
@@ -81,21 +81,23 @@ class Session(Tree):
         read_only: bool = False,
         adopted: bool = False,
         owner: Ownership | None = None,
+        policy: Policy | None = None,
     ) -> AsyncIterator[Session]:
         """The session `session_id` below the directory `state`, made new where there is none.
+
+        `read_only` and `owner` are short for a `policy` that says no more.
 
         `adopted`: the kernel holds inodes of an earlier process of this mount. Raises StateInUse, UnsupportedState,
         DamagedState, PermissionError, and ValueError for an id that cannot be one.
         """
         validate_session_id(session_id)
         owner = owner or Ownership()
+        policy = policy or Policy(uid=owner.uid, gid=owner.gid, read_only=read_only)
         held = State(state / session_id, session_id)
         content = Content(held.directory / "content")
         try:
             namespace, journal = recover(held.directory, content, crashed=held.crashed)
-            session = cls(
-                session_id, held, content, namespace, journal, read_only=read_only, adopted=adopted, owner=owner
-            )
+            session = cls(session_id, held, content, namespace, journal, policy, adopted=adopted)
             session._begin()
             async with trio.open_nursery() as nursery:
                 session._nursery = nursery
@@ -162,6 +164,8 @@ class Session(Tree):
             changes.gid = None
         now = time.time_ns()
         if changes.size is not None and inode.is_file:
+            if self.quota is not None:
+                self.quota.admit_size(inode, changes.size)
             self._begin_write(inode)
         self._commit(rules.setattr(inode, changes, now, pid=caller.pid))
         if changes.size is not None:
@@ -230,10 +234,12 @@ class Session(Tree):
         hole."""
         self._writable()
         inode = self._file(ino)
+        if self.quota is not None:
+            data = data[: self.quota.admit_write(inode, offset, len(data))]
         self._begin_write(inode)
         taken, mtime_ns = self.content.write(ino, offset, data)
         if offset + taken > inode.size:
-            inode.size = offset + taken
+            self.namespace.resize(inode, offset + taken)
         inode.mtime_ns = mtime_ns
         if inode.ctime_ns < mtime_ns:
             inode.ctime_ns = mtime_ns
@@ -266,8 +272,9 @@ class Session(Tree):
         return Receipt(self.id, len(files), sum(inode.size for inode in files), 0)
 
     def statvfs(self) -> os.statvfs_result:
-        """Of the disk that the session is on: what is left there is what is left here."""
-        return self.content.statvfs()
+        """Of the disk that the session is on: what is left there is what is left here, or less by the quota."""
+        disk = self.content.statvfs()
+        return disk if self.quota is None else self.quota.statvfs(disk)
 
     # ---- what the kernel holds
 

@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -22,6 +22,8 @@ from vfs.errors import error
 from vfs.inode import Dentry, Inode
 from vfs.journal import Journal
 from vfs.namespace import Namespace
+from vfs.policy import Policy
+from vfs.quota import Quota, SoftLimit
 from vfs.records import Make, Record
 
 __all__ = ["KERNEL", "Caller", "Observer", "Ownership", "Tree"]
@@ -66,15 +68,22 @@ class Observer(Protocol):
 
 
 class Tree(ABC):
-    def __init__(
-        self, session_id: str, namespace: Namespace, journal: Journal, *, read_only: bool, owner: Ownership
-    ) -> None:
+    def __init__(self, session_id: str, namespace: Namespace, journal: Journal, policy: Policy) -> None:
         self.id = session_id
         self.namespace = namespace
         self.journal = journal
-        self.read_only = read_only
-        self.owner = owner
         self.observers: list[Observer] = []
+        self.on_soft_limit: Callable[[SoftLimit], None] = lambda passed: None
+        self.apply(policy)
+
+    def apply(self, policy: Policy) -> None:
+        """Put a policy in force: for every request from here on. What the kernel has cached is the caller's concern."""
+        self.policy = policy
+        self.read_only = policy.read_only
+        self.owner = Ownership(policy.uid, policy.gid)
+        self.quota: Quota | None = None
+        if Quota.needed(policy):
+            self.quota = Quota(self.namespace, policy, lambda passed: self.on_soft_limit(passed))
 
     # ---- for the session that this tree is part of
 
@@ -118,6 +127,10 @@ class Tree(ABC):
         self._writable()
         uid = caller.uid if self.owner.uid is None else self.owner.uid
         gid = caller.gid if self.owner.gid is None else self.owner.gid
+        if self.quota is not None:
+            self.quota.admit_inode(name)
+        if self.policy.umask and not stat.S_ISLNK(mode):
+            mode &= ~self.policy.umask
         record = rules.make(
             self.namespace, parent, name, mode, uid, gid, time.time_ns(), pid=caller.pid, rdev=rdev, target=target
         )
