@@ -31,7 +31,7 @@ class Content:
         self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._fds: OrderedDict[int, int] = OrderedDict()
         self._max_open = max_open
-        self._undurable: set[int] = set()  # made since the directory was last synced
+        self._undurable: set[int] = set()  # may have been made since the directory was last synced
 
     # ---- descriptors
 
@@ -47,12 +47,10 @@ class Content:
         return fd
 
     def _fd_or_new(self, ino: int) -> int:
-        try:
-            return self._fd(ino)
-        except FileNotFoundError:
-            fd = self._fd(ino, os.O_CREAT)
+        """The descriptor for writing. One open(2) whether the file is there or not: it may be new, so it counts as that."""
+        if ino not in self._fds:
             self._undurable.add(ino)
-            return fd
+        return self._fd(ino, os.O_CREAT)
 
     @contextlib.contextmanager
     def lease(self, ino: int) -> Iterator[int]:
