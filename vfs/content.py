@@ -47,7 +47,8 @@ class Content:
         return fd
 
     def _fd_or_new(self, ino: int) -> int:
-        """The descriptor for writing. One open(2) whether the file is there or not: it may be new, so it counts as that."""
+        """The descriptor for writing. One open(2) whether the file is there or not: it may be new, so it counts as
+        that."""
         if ino not in self._fds:
             self._undurable.add(ino)
         return self._fd(ino, os.O_CREAT)
