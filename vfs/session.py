@@ -220,7 +220,7 @@ class Session(Tree):
         content = self.content.read(ino, offset, size)
         if content is None:
             with self.content.lease(ino) as fd:
-                content = await trio.to_thread.run_sync(os.pread, fd, size, offset)
+                content = await trio.to_thread.run_sync(self.content.read_waiting, fd, offset, size)
         if len(content) < size:
             content = content.ljust(min(size, inode.size - offset), b"\0")
         return content
