@@ -1,0 +1,1 @@
+"""How a session is mounted: FUSE, processes, the command line. See docs/architecture.md, Processes."""

@@ -1,0 +1,132 @@
+"""`mount-session up`: one session on one directory, in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+import trio
+
+from mount import title
+from mount.config import MountConfig, Receipt
+from mount.mounted import Mounted
+from mount.mountpoint import resolve
+from mount.supervisor import Supervisor
+from mount.zygote import LOG_FORMAT
+
+
+def default_state() -> Path:
+    """/var/lib/mount-session for root; for others $XDG_STATE_HOME/mount-session, that is ~/.local/state/mount-session."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/mount-session")
+    home = os.environ.get("XDG_STATE_HOME")
+    return Path(home or Path.home() / ".local/state") / "mount-session"
+
+
+class DashedIds(click.Command):
+    """A session id may begin with `-` (they are random): what is no option of ours is taken for an argument."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {name for parameter in self.get_params(ctx) for name in (*parameter.opts, *parameter.secondary_opts)}
+        if "--" not in args:
+            args = _known_first(args, known, self._takes_value(ctx))
+        return super().parse_args(ctx, args)
+
+    def _takes_value(self, ctx: click.Context) -> set[str]:
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option) and not p.is_flag and not p.count]
+        return {name for option in options for name in option.opts}
+
+
+def _known_first(args: list[str], known: set[str], valued: set[str]) -> list[str]:
+    """Our options with their values, then `--`, then everything else."""
+    options, rest = [], []
+    remaining = iter(args)
+    for argument in remaining:
+        name = argument.partition("=")[0]
+        if name not in known or not argument.startswith("-"):
+            rest.append(argument)
+            continue
+        options.append(argument)
+        if argument == name and name in valued:
+            options += [value for value in [next(remaining, None)] if value is not None]
+    return [*options, "--", *rest]
+
+
+@click.command(cls=DashedIds)
+@click.argument("session")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    envvar="MOUNT_SESSION_STATE",
+    show_envvar=True,
+    help="Directory that holds the state of all sessions: journal, names, content. "
+    "[default: /var/lib/mount-session for root, else ~/.local/state/mount-session]",
+)
+@click.option("--uid", type=click.IntRange(0, 2**32 - 2), help="Everything in the session belongs to this user.")
+@click.option("--gid", type=click.IntRange(0, 2**32 - 2), help="Everything in the session belongs to this group.")
+@click.option("--read-only", is_flag=True, help="Nothing in the session can be changed (EROFS).")
+def command(
+    session: str, mountpoint: Path, state: Path | None, uid: int | None, gid: int | None, read_only: bool
+) -> None:
+    """Mount SESSION on the directory MOUNTPOINT, and stay in the foreground.
+
+    SESSION is the session's id: letters, digits, '.', '_', '-'. It is made if there is none of that name in the state
+    directory; otherwise everything is there again as it was. MOUNTPOINT is an existing directory.
+
+    One line is printed when a real write and read have gone through the mount: from then on programs can use it, and
+    containers, for instance with `docker run -v MOUNTPOINT:/workspace ...`.
+
+    To end it, send SIGTERM or press Ctrl-C: it is unmounted, everything is written back, and the receipt is printed as
+    one line of JSON (session, files, bytes, pending). The exit status is 0 if nothing is pending. Killed in any
+    other way, nothing that a program was told is written gets lost: `up` it again.
+
+    \b
+    Example:
+      mkdir /tmp/work
+      mount-session up my-session /tmp/work
+    """
+    logging.basicConfig(format=LOG_FORMAT, level=logging.INFO)
+    title.set_title("mount-session: supervisor")
+    config = MountConfig(
+        session=session,
+        mountpoint=os.fsencode(resolve(mountpoint)),
+        state=os.fsencode((state or default_state()).absolute()),
+        read_only=read_only,
+        uid=uid,
+        gid=gid,
+    )
+    try:
+        receipt = trio.run(_up, config)
+    except* (OSError, ValueError, RuntimeError) as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+    if receipt is None:
+        raise click.ClickException("ended by a signal before the session was mounted")
+    click.echo(msgspec.json.encode(receipt).decode())
+    sys.exit(0 if receipt.pending == 0 else 1)
+
+
+async def _up(config: MountConfig) -> Receipt | None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        mounted: Mounted | None = None
+        async with Supervisor.run() as supervisor, trio.open_nursery() as nursery:
+
+            async def stop_at_signal() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+                    return
+
+            nursery.start_soon(stop_at_signal)
+            mounted = await supervisor.mount(config)
+            click.echo(f"{config.session} is mounted on {os.fsdecode(config.mountpoint)}")
+            await mounted.gone.wait()
+            nursery.cancel_scope.cancel()
+    return None if mounted is None else mounted.receipt

@@ -1,0 +1,99 @@
+"""What a mount is asked to be, and what is told about it: the plain structures that supervisor and worker exchange.
+
+They go through sockets and into files as msgpack, so every field is bytes, numbers or text that can be encoded; paths are
+bytes, for a path need not be UTF-8. A new field gets a default: after an upgrade the other side may be older.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from mount.handshake import Agreement
+
+
+class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One session on one directory."""
+
+    session: str
+    mountpoint: bytes
+    state: bytes
+    """The directory that holds the state directories of all sessions."""
+    read_only: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    """One owner for all that is in the session, whoever made it; None: as the programs made it."""
+
+    @property
+    def mountpoint_path(self) -> Path:
+        return Path(os.fsdecode(self.mountpoint))
+
+    @property
+    def state_path(self) -> Path:
+        return Path(os.fsdecode(self.state))
+
+    @property
+    def directory(self) -> Path:
+        """The session's own state directory."""
+        return self.state_path / self.session
+
+
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
+    """A FUSE connection beside its descriptor: what every process that takes it over must know."""
+
+    device: str
+    minor: int
+    max_readahead: int
+    flags: int
+
+    @property
+    def agreement(self) -> Agreement:
+        return Agreement(self.minor, self.max_readahead, self.flags)
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a new worker is told; the /dev/fuse descriptor and its control socket come with it."""
+
+    config: MountConfig
+    connection: Connection
+    adopted: bool
+    """Has the kernel inodes of an earlier worker?"""
+    crashed: bool
+    """Did that one die, so that requests may be unanswered?"""
+    probe: bytes | None = None
+    """The name under which this worker shall answer the supervisor's first read and write."""
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What a stop leaves behind, as `vfs.session.Receipt` says it."""
+
+    session: str
+    files: int
+    bytes: int
+    pending: int
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An exception on its way through a socket."""
+
+    kind: str
+    errno: int
+    text: str
+    filename: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        if isinstance(error, OSError) and error.errno is not None:
+            filename = None if error.filename is None else os.fsdecode(error.filename)
+            return cls(type(error).__name__, error.errno, error.strerror or str(error), filename)
+        return cls(type(error).__name__, 0, str(error))
+
+    def error(self) -> Exception:
+        """The exception again: an OSError with its errno, or else a RuntimeError that names the kind."""
+        if self.errno:
+            return OSError(self.errno, self.text, self.filename)
+        if self.kind == "ValueError":
+            return ValueError(self.text)
+        return RuntimeError(f"{self.kind}: {self.text}")

@@ -1,0 +1,266 @@
+"""A mountpoint: the directory on which a session is mounted, and the FUSE connection behind it.
+
+`attach` opens /dev/fuse and mounts it; the descriptor that it returns *is* the mount: as long as one process has it
+open, the mount lives. `detach` takes the mount out of the directory tree. Root uses mount(2) and umount2(2), everyone
+else the set-uid `fusermount3`, which mounts for us and hands the descriptor over a socket (libfuse's own protocol).
+What is mounted where is read from /proc/self/mountinfo, never by touching the mountpoint: a stat(2) of a mount whose
+server hangs would hang as well.
+
+The supervisor calls this module; nothing here blocks on a file server except `detach` (call it in a thread).
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from pathlib import Path
+from typing import Final, NamedTuple
+
+FSTYPE: Final = "fuse.mount-session"
+DEVICE: Final = "/dev/fuse"
+FUSE_CONF: Final = Path("/etc/fuse.conf")
+CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
+
+MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
+MNT_DETACH = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Entry(NamedTuple):
+    """One line of mountinfo (proc_pid_mountinfo(5))."""
+
+    mount_id: int
+    device: str  # "major:minor"
+    root: bytes  # which part of the file system is mounted here; b"/" unless it is a bind mount of a directory
+    mountpoint: bytes
+    options: frozenset[str]
+    fstype: str
+    source: bytes
+
+
+class Attached(NamedTuple):
+    """A new mount: its descriptor and its device number ("0:45"), whose minor is the fusectl connection number."""
+
+    fd: int
+    device: str
+    allow_other: bool
+
+
+def _unescape(field: bytes) -> bytes:
+    """Undo the kernel's octal escapes (space, tab, newline, backslash, '#')."""
+    head, *rest = field.split(b"\\")
+    return head + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
+
+
+def parse_mountinfo(text: bytes) -> list[Entry]:
+    entries = []
+    for line in text.splitlines():
+        before, _, after = line.partition(b" - ")
+        mount_id, _, device, root, mountpoint, options, *_ = before.split(b" ")
+        fstype, source, *_ = after.split(b" ")
+        entries.append(
+            Entry(
+                int(mount_id),
+                device.decode(),
+                _unescape(root),
+                _unescape(mountpoint),
+                frozenset(options.decode().split(",")),
+                _unescape(fstype).decode(),
+                _unescape(source),
+            )
+        )
+    return entries
+
+
+def mounted_on(path: Path) -> Entry | None:
+    """The topmost mount on `path`, or None. `path` is compared as the kernel writes it: absolute, without links."""
+    wanted = os.fsencode(path)
+    found = None
+    with open("/proc/self/mountinfo", "rb") as file:
+        for entry in parse_mountinfo(file.read()):
+            if entry.mountpoint == wanted:
+                found = entry
+    return found
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """The mountpoint's absolute path without links; its last component is not touched, for it may be a dead mount."""
+    absolute = Path(os.path.abspath(path))
+    if absolute.is_symlink():
+        return Path(os.path.realpath(absolute))
+    return Path(os.path.realpath(absolute.parent)) / absolute.name
+
+
+def prepare(mountpoint: Path) -> None:
+    """Refuse what cannot be mounted on, with a message that says what to do; take away a dead mount of ours."""
+    entry = mounted_on(mountpoint)
+    if entry is not None and entry.fstype == FSTYPE and _is_dead(mountpoint):
+        detach(mountpoint, lazy=True)
+        entry = mounted_on(mountpoint)
+    if entry is not None:
+        raise OSError(
+            errno.EBUSY,
+            f"something is mounted there already ({entry.fstype} from {os.fsdecode(entry.source)}); "
+            "unmount it first, or choose another directory",
+            str(mountpoint),
+        )
+    try:
+        mode = os.stat(mountpoint).st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            errno.ENOENT, "the mountpoint does not exist; create the directory first", str(mountpoint)
+        ) from None
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, "the mountpoint is not a directory; name a directory", str(mountpoint))
+
+
+def _is_dead(mountpoint: Path) -> bool:
+    """Has the mount lost its server? A live one of ours whose supervisor is gone is not dead: see `adoption`."""
+    try:
+        os.statvfs(mountpoint)
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            return True
+        raise
+    return False
+
+
+def attach(mountpoint: Path, session: str, *, read_only: bool = False) -> Attached:
+    """Mount a new FUSE connection on `mountpoint`. The kernel's first request, FUSE_INIT, waits on the descriptor."""
+    allow_other = os.geteuid() == 0 or user_allow_other()
+    source = f"mount-session:{session}"
+    if os.geteuid() == 0:
+        fd = _mount_as_root(mountpoint, source, read_only)
+    else:
+        fd = _mount_as_user(mountpoint, source, read_only, allow_other)
+    entry = mounted_on(mountpoint)
+    if entry is None or entry.fstype != FSTYPE:
+        os.close(fd)
+        raise OSError(errno.EIO, "the mount has vanished again: who else mounts there?", str(mountpoint))
+    return Attached(fd, entry.device, allow_other)
+
+
+def open_device() -> int:
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            errno.ENOENT, "no FUSE here: load the kernel module (`modprobe fuse`), or, in a container, "
+            "start it with `--device /dev/fuse --cap-add SYS_ADMIN`", DEVICE
+        ) from None
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.ENXIO):
+            raise OSError(error.errno, "the kernel has no FUSE: load its module (`modprobe fuse`)", DEVICE) from None
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise PermissionError(
+                error.errno, "no permission: run as root, or let others use it (`chmod 0666 /dev/fuse`), or, in a "
+                "container, start it with `--device /dev/fuse --cap-add SYS_ADMIN`", DEVICE
+            ) from None
+        raise
+
+
+def _mount_as_root(mountpoint: Path, source: str, read_only: bool) -> int:
+    fd = open_device()
+    options = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},default_permissions,allow_other"
+    flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0)
+    result = _libc.mount(
+        source.encode(), os.fsencode(mountpoint), FSTYPE.encode(), ctypes.c_ulong(flags), options.encode()
+    )
+    if result != 0:
+        code = ctypes.get_errno()
+        os.close(fd)
+        if code == errno.EPERM:
+            raise PermissionError(
+                code, "mount(2) is not permitted; in a container, start it with `--cap-add SYS_ADMIN`", str(mountpoint)
+            )
+        raise OSError(code, f"mount(2) failed: {os.strerror(code)}", str(mountpoint))
+    return fd
+
+
+def fusermount() -> str:
+    path = shutil.which("fusermount3")
+    if path is None:
+        raise FileNotFoundError(
+            errno.ENOENT,
+            "`fusermount3` is needed to mount without being root: install the package fuse3, or run as root",
+        )
+    return path
+
+
+def user_allow_other() -> bool:
+    """May an ordinary user let other users (so containers with their own uids) into the mount?"""
+    if not FUSE_CONF.exists():
+        return False
+    return any(line.split("#")[0].strip() == "user_allow_other" for line in FUSE_CONF.read_text().splitlines())
+
+
+def _mount_as_user(mountpoint: Path, source: str, read_only: bool, allow_other: bool) -> int:
+    os.close(open_device())  # the device's own messages say more than fusermount3's
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    escaped = source.replace("\\", "\\\\").replace(",", "\\,")
+    options = ["default_permissions", "nosuid", "nodev", f"fsname={escaped}", "subtype=mount-session"]
+    options += ["allow_other"] * allow_other + ["ro"] * read_only
+    with ours, theirs:
+        done = subprocess.run(
+            [fusermount(), "-o", ",".join(options), "--", os.fspath(mountpoint)],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        theirs.close()
+        if done.returncode != 0:
+            raise OSError(errno.EPERM, _complaint(done.stderr), str(mountpoint))
+        return _receive_descriptor(ours)
+
+
+def _receive_descriptor(sock: socket.socket) -> int:
+    fds = array.array("i")
+    _, ancillary, _, _ = sock.recvmsg(1, socket.CMSG_LEN(fds.itemsize))
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: fds.itemsize])
+    if not fds:
+        raise OSError(errno.EPROTO, "fusermount3 mounted, but handed over no descriptor")
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def _complaint(stderr: bytes) -> str:
+    return stderr.decode(errors="replace").strip().removeprefix("fusermount3: ") or "fusermount3 failed"
+
+
+def detach(mountpoint: Path, *, lazy: bool = False) -> None:
+    """Take the mount off the directory; EBUSY when something still uses it, unless `lazy`."""
+    if os.geteuid() == 0:
+        if _libc.umount2(os.fsencode(mountpoint), MNT_DETACH if lazy else 0) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"umount2(2) failed: {os.strerror(code)}", str(mountpoint))
+        return
+    done = subprocess.run(
+        [fusermount(), "-u", *["-z"] * lazy, "--", os.fspath(mountpoint)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    if done.returncode != 0:
+        complaint = _complaint(done.stderr)
+        raise OSError(errno.EBUSY if "busy" in complaint.lower() else errno.EPERM, complaint, str(mountpoint))
+
+
+def abort(device: str) -> bool:
+    """End the connection whatever is in flight (fusectl); False where that file system is not mounted or not ours."""
+    minor = device.partition(":")[2]
+    try:
+        (CONNECTIONS / minor / "abort").write_text("1")
+    except (FileNotFoundError, PermissionError):
+        return False
+    return True

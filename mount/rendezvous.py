@@ -1,0 +1,90 @@
+"""The rendezvous: the socket `worker.sock` in a session's state directory, where a new supervisor finds the worker.
+
+Unix socket addresses end at 108 bytes and state directories do not, so it is bound and connected to by way of
+/proc/self/fd. Whoever can connect can take the mount over: the socket has mode 0600, in a directory of mode 0700.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import trio
+
+from mount.channel import Answer, Channel, Handler
+
+NAME: Final = "worker.sock"
+
+
+@contextlib.contextmanager
+def _short(directory: Path, name: str) -> Iterator[str]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{name}"
+    finally:
+        os.close(fd)
+
+
+class Rendezvous:
+    """The worker's side: a listening socket for as long as the block lasts."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def __enter__(self) -> Rendezvous:
+        """Whatever is there is a dead worker's: the session's lock is ours."""
+        with _short(self._directory, NAME) as path:
+            Path(path).unlink(missing_ok=True)
+            previous = os.umask(0o177)
+            try:
+                self._sock.bind(path)
+            finally:
+                os.umask(previous)
+        self._sock.listen(8)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        (self._directory / NAME).unlink(missing_ok=True)
+        self._sock.close()
+
+    async def listen(self, handler: Handler, adopted: Callable[[Channel], None]) -> None:
+        """Serve everyone who connects. A peer that calls `adopt` becomes the supervisor: `adopted` is given its channel."""
+        self._sock.setblocking(False)
+        listener = trio.socket.from_stdlib_socket(self._sock)
+        async with trio.open_nursery() as nursery:
+            while True:
+                peer, _ = await listener.accept()
+                nursery.start_soon(_attend, Channel(peer), handler, adopted)
+
+
+async def _attend(channel: Channel, handler: Handler, adopted: Callable[[Channel], None]) -> None:
+    async def handle(name: str, arguments: dict[str, Any], descriptors: list[int]) -> Answer:
+        if name == "adopt":
+            adopted(channel)
+            return Answer()
+        return await handler(name, arguments, descriptors)
+
+    await channel.serve(handle)
+
+
+def connect(directory: Path) -> socket.socket | None:
+    """A connection to the live worker of the session with this state directory; None where there is none."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with _short(directory, NAME) as path:
+            sock.connect(path)
+    except OSError as error:
+        sock.close()
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+            return None
+        raise
+    return sock

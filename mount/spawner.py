@@ -1,0 +1,145 @@
+"""The spawner: the supervisor's side of the zygote. It starts one when it is needed, and has it fork workers.
+
+A `Child` is a worker that was forked: its pidfd tells when it is dead, the zygote tells how it died. When the zygote
+itself dies, the workers live on, and the next `fork` starts another zygote.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+from mount.channel import MAX_MESSAGE, BrokenChannel, pack_descriptors, pair, unpack_descriptors
+from mount.config import Start
+from mount.title import ROOM
+from mount.zygote import Exited, Forked
+
+PROJECT: Final = Path(__file__).resolve().parent.parent
+
+_decoder: msgspec.msgpack.Decoder[Forked | Exited] = msgspec.msgpack.Decoder(Forked | Exited)
+
+
+class Child:
+    """A worker process. `status` is known some time after its death, if at all: negative is a signal."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.status: int | None = None
+        self.reported = trio.Event()
+
+    async def wait(self) -> None:
+        """Until the process is dead."""
+        await trio.lowlevel.wait_readable(self.pidfd)
+        with trio.move_on_after(0.5):  # the zygote's report comes by another way
+            await self.reported.wait()
+
+    def kill(self, number: int) -> None:
+        """Send a signal; nothing where the process is dead already."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            return
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+
+    @property
+    def death(self) -> str:
+        if self.status is None:
+            return "died"
+        return f"was killed by signal {-self.status}" if self.status < 0 else f"ended with status {self.status}"
+
+
+class Spawner:
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._sock: trio.socket.SocketType | None = None
+        self._asking = trio.Lock()
+        self._children: dict[int, Child] = {}
+        self._early: dict[int, int] = {}
+        self._forked: trio.MemoryReceiveChannel[tuple[int, int]]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Have a zygote running; its imports go on beside whatever the caller does next."""
+        if self._sock is not None:
+            return
+        ours, theirs = pair()
+        python_path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+        # start_new_session: a terminal's Ctrl-C is for the supervisor; -P: a module in the current directory is not ours
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "mount.zygote", str(theirs.fileno()), ROOM],
+            env={**os.environ, "PYTHONPATH": python_path},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),  # ours is for the one line and the receipt
+            start_new_session=True,
+        )
+        theirs.close()
+        ours.setblocking(False)
+        self._sock = trio.socket.from_stdlib_socket(ours)
+        send, self._forked = trio.open_memory_channel[tuple[int, int]](0)
+        self._nursery.start_soon(self._read, self._sock, send)
+
+    async def fork(self, start: Start, fuse_fd: int, control: socket.socket) -> Child:
+        """A new worker. The descriptors stay the caller's as well."""
+        async with self._asking:
+            await self.start()
+            assert self._sock is not None
+            try:
+                await self._sock.sendmsg(
+                    [msgspec.msgpack.encode(start)], pack_descriptors((fuse_fd, control.fileno()))
+                )
+                pid, pidfd = await self._forked.receive()
+            except (BrokenPipeError, ConnectionResetError, trio.EndOfChannel) as error:
+                raise BrokenChannel("the zygote died; see the log") from error
+        child = self._children[pid] = Child(pid, pidfd)
+        if pid in self._early:
+            self._report(pid, self._early.pop(pid))
+        return child
+
+    async def _read(self, sock: trio.socket.SocketType, forked: trio.MemorySendChannel[tuple[int, int]]) -> None:
+        space = socket.CMSG_SPACE(array.array("i").itemsize)
+        with forked:
+            while True:
+                try:
+                    encoded, ancillary, _, _ = await sock.recvmsg(MAX_MESSAGE, space)
+                except (ConnectionResetError, trio.ClosedResourceError):
+                    encoded = b""
+                if not encoded:
+                    break
+                message = _decoder.decode(encoded)
+                if isinstance(message, Forked):
+                    await forked.send((message.pid, unpack_descriptors(ancillary)[0]))
+                else:
+                    self._report(message.pid, message.status)
+        sock.close()
+        if self._sock is sock:
+            self._sock = None
+            assert self.process is not None
+            await trio.to_thread.run_sync(self.process.wait)
+
+    def _report(self, pid: int, status: int) -> None:
+        child = self._children.pop(pid, None)
+        if child is None:
+            self._early[pid] = status
+            return
+        child.status = status
+        child.reported.set()
+
+    async def close(self) -> None:
+        """End the zygote; workers are left alone."""
+        if self._sock is not None and self.process is not None:
+            self._sock.close()
+            self._sock = None
+            await trio.to_thread.run_sync(self.process.wait)

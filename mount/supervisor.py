@@ -1,0 +1,88 @@
+"""The supervisor: mounts sessions, keeps their descriptors, and has each served by a worker of its own.
+
+    async with Supervisor.run() as supervisor:
+        await supervisor.mount(MountConfig(session="work", mountpoint=b"/mnt/work", state=b"/var/lib/mount-session"))
+        ...
+        receipt = await supervisor.unmount("work")
+
+`up` is a supervisor of one session in the foreground, `serve` of many. It is small and long-lived: neither pyfuse3 nor a
+storage client is imported here, so what crashes with a session's data crashes a worker. When the block is left, by an
+error too, what is still mounted is unmounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import trio
+
+from mount.config import MountConfig, Receipt
+from mount.mounted import Mounted
+from mount.spawner import Spawner
+
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._spawner = Spawner(nursery)
+        self._mounts: dict[str, Mounted] = {}
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def run(cls) -> AsyncIterator[Supervisor]:
+        async with trio.open_nursery() as nursery:
+            supervisor = cls(nursery)
+            await supervisor._spawner.start()
+            try:
+                yield supervisor
+            finally:
+                with trio.CancelScope(shield=True):
+                    await supervisor._end()
+            nursery.cancel_scope.cancel()
+
+    async def _end(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for session in self._mounts:
+                nursery.start_soon(self.unmount, session)
+        await self._spawner.close()
+
+    @property
+    def mounts(self) -> Mapping[str, Mounted]:
+        """By session id."""
+        return MappingProxyType(self._mounts)
+
+    async def mount(self, config: MountConfig) -> Mounted:
+        """The session on its mountpoint, served: a real write and read have gone through. OSError says what to do."""
+        if config.session in self._mounts:
+            raise OSError(errno.EBUSY, "this session is mounted already", config.session)
+        mounted = Mounted(config, self._spawner, self._nursery)
+        self._mounts[config.session] = mounted
+        try:
+            await mounted.start()
+        except BaseException:
+            del self._mounts[config.session]
+            raise
+        self._nursery.start_soon(self._keep, mounted)
+        return mounted
+
+    async def _keep(self, mounted: Mounted) -> None:
+        await mounted.run()
+        if mounted.gone.is_set():  # unmounted from outside
+            self._mounts.pop(mounted.config.session, None)
+
+    async def unmount(self, session: str) -> Receipt:
+        """Unmount, write everything back; the receipt says what is there, and what is still pending."""
+        mounted = self._mounts[session]
+        receipt = await mounted.stop()
+        self._mounts.pop(session, None)
+        return receipt
+
+    def status(self) -> list[dict[str, Any]]:
+        return [mounted.status() for mounted in self._mounts.values()]

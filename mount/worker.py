@@ -1,0 +1,192 @@
+"""A worker: the process that serves one session through one FUSE connection.
+
+It opens the session, sets libfuse up on the descriptor it was given (`mount.device`), and serves until it is told to stop
+(everything synced), to retire (the session closed, nothing waited for: another worker goes on), or until the mount is gone. A
+supervisor talks to it over the channel it was started with; a later supervisor, when that one is dead, finds the socket
+`worker.sock` in the state directory. The worker outlives its supervisor and does not notice.
+
+Calls: `status`, `sync`, `ping`, `descriptor`, `stop`, `retire`. The zygote forks workers; nothing else imports this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import time
+from typing import Any, Final
+
+import msgspec
+import pyfuse3
+import trio
+
+from mount import title
+from mount.channel import Answer, BrokenChannel, Channel, last_words
+from mount.config import Receipt, Start
+from mount.device import Device
+from mount.operations import Operations
+from mount.probe import Probe
+from mount.rendezvous import Rendezvous
+from vfs.session import Ownership, Session
+
+log = logging.getLogger(__name__)
+
+DUMP_SIGNAL: Final = signal.SIGUSR2
+DRAIN_LIMIT: Final = 20.0  # seconds for requests in hand when the gate closes; those left are sent again or aborted
+MAX_TASKS: Final = 99
+
+
+class Worker:
+    def __init__(self, start: Start, device: Device, session: Session) -> None:
+        self.config = start.config
+        self.start = start
+        self.device = device
+        self.session = session
+        self.began = time.time()
+        self.supervisor: Channel | None = None
+        self._drained = trio.Event()
+        self._done = trio.Event()
+        self._receipt: Receipt | None = None
+
+    # ---- the request loop
+
+    async def run(self, supervisor: Channel) -> None:
+        """Serve until stopped, retired, or unmounted from outside."""
+        self.supervisor = supervisor
+        operations = Operations(self.session)
+        if self.start.probe is not None:
+            Probe(operations, self.start.probe, self.session.directory)
+        self.device.connect(operations)
+        with Rendezvous(self.config.directory) as rendezvous:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(supervisor.serve, self.handle)
+                nursery.start_soon(rendezvous.listen, self.handle, self._new_supervisor)
+                nursery.start_soon(self._announce)
+                await self._serve()
+                if not self.device.closed:
+                    nursery.start_soon(self._unmounted)
+                await self._done.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _announce(self) -> None:
+        await self.device.connected.wait()
+        assert self.supervisor is not None
+        with contextlib.suppress(BrokenChannel):
+            await self.supervisor.call("ready")
+
+    async def _serve(self) -> None:
+        with trio.CancelScope() as scope:
+            self._serving = scope
+            await pyfuse3.main(min_tasks=1, max_tasks=MAX_TASKS)
+        if scope.cancelled_caught:
+            log.warning("%s: requests were still in hand after %g s", self.config.session, DRAIN_LIMIT)
+        self._drained.set()
+
+    async def _drain(self) -> None:
+        self.device.close_gate()
+        with trio.move_on_after(DRAIN_LIMIT):
+            await self._drained.wait()
+            return
+        self._serving.cancel()
+        await self._drained.wait()
+
+    async def _unmounted(self) -> None:
+        """Someone took the mount away: nothing can come any more, so write everything back and end."""
+        log.info("%s: unmounted", self.config.session)
+        await self._stop()
+        if self.supervisor is not None:
+            with contextlib.suppress(BrokenChannel):
+                await self.supervisor.call("unmounted", {"receipt": msgspec.to_builtins(self._receipt)})
+        self._done.set()
+
+    async def _stop(self) -> None:
+        await self._drain()
+        try:
+            done = await self.session.sync()
+        except Exception:
+            log.exception("%s: not everything could be written back; it is kept in the state directory", self.session.id)
+            done = self.session.receipt()
+        self._receipt = Receipt(done.session, done.files, done.bytes, done.pending)
+
+    # ---- what is asked of it
+
+    async def handle(self, name: str, arguments: dict[str, Any], descriptors: list[int]) -> Answer:
+        for fd in descriptors:
+            os.close(fd)
+        if name == "ping":
+            return await self._ping()
+        if name == "status":
+            return Answer(self._status())
+        if name == "sync":
+            return Answer(msgspec.to_builtins(await self.session.sync()))
+        if name == "descriptor":
+            about = {"config": msgspec.to_builtins(self.config), "connection": msgspec.to_builtins(self.start.connection)}
+            return Answer(about | {"supervised": self.supervised, "pid": os.getpid()}, (self.device.fd,))
+        if name == "stop":
+            await self._stop()
+            return Answer(msgspec.to_builtins(self._receipt), then=self._done.set)
+        if name == "retire":
+            await self._drain()
+            return Answer(then=self._done.set)
+        raise ValueError(f"a worker is asked to {name!r}, which it does not know")
+
+    async def _ping(self) -> Answer:
+        """A sign of life of the request loop: if requests wait, it takes one before this is answered."""
+        before = self.device.waits
+        while self.device.waits == before and not self.device.closed and self.device.is_waiting():
+            await trio.sleep(0.005)
+        return Answer({"requests": self.device.waits})
+
+    @property
+    def supervised(self) -> bool:
+        return self.supervisor is not None and not self.supervisor.closed.is_set()
+
+    def _new_supervisor(self, channel: Channel) -> None:
+        self.supervisor = channel
+
+    def _status(self) -> dict[str, Any]:
+        receipt = self.session.receipt()
+        return {
+            "session": self.session.id,
+            "pid": os.getpid(),
+            "since": self.began,
+            "requests": self.device.waits,
+            "files": receipt.files,
+            "bytes": receipt.bytes,
+            "pending": receipt.pending,
+        }
+
+
+async def serve(start: Start, fuse_fd: int, control: socket.socket) -> None:
+    channel = Channel(control)
+    device = Device(fuse_fd, start.connection.agreement)
+    config = start.config
+    async with Session.open(
+        config.session,
+        config.state_path,
+        read_only=config.read_only,
+        adopted=start.adopted,
+        owner=Ownership(config.uid, config.gid),
+    ) as session:
+        await Worker(start, device, session).run(channel)
+
+
+def main(start: Start, fuse_fd: int, control: socket.socket) -> int:
+    """The forked process's whole life; its exit status."""
+    title.set_title(f"mount-session: worker {start.config.session}")
+    faulthandler.register(DUMP_SIGNAL, all_threads=True)
+    telling = control.dup()
+    try:
+        trio.run(serve, start, fuse_fd, control)
+    except BaseException as error:
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if not isinstance(error, OSError | ValueError):
+            log.exception("%s: the worker ends by a defect", start.config.session, exc_info=error)
+        with contextlib.suppress(BrokenPipeError):
+            telling.send(last_words(error))
+        return 1
+    return 0
