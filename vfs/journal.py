@@ -7,8 +7,7 @@ Space is reserved ahead of the end (fallocate with FALLOC_FL_KEEP_SIZE), so that
 (`Record.frees`) can still be written; any other is refused with ENOSPC, and the journal is as it was.
 
 Reading tells a torn tail (the last frame, which a crash cut short: it was never acknowledged, or not synced before
-power was
-lost) from damage (a frame that does not check with whole frames behind it), which is an error.
+power was lost) from damage (a frame that does not check with whole frames behind it), which is an error.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ __all__ = ["Journal", "frame", "frames", "segment_path", "segments"]
 _HEADER = struct.Struct("<II")
 _AHEAD = 1 << 20
 _RESERVE = 1 << 16
+_UNLIMITED = 1 << 62  # the disk cannot reserve
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -88,6 +88,18 @@ def _whole_frame_behind(content: bytes, at: int) -> bool:
     return any(_payload(content, offset) is not None for offset in range(at + 1, len(content) - _HEADER.size))
 
 
+def _reserve(fd: int, size: int) -> int:
+    """Blocks for `size` bytes, whatever the file's size: how many bytes are reserved then, 0 on a full disk."""
+    if _libc.fallocate(fd, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
+        return size
+    number = ctypes.get_errno()
+    if number in (errno.EOPNOTSUPP, errno.ENOSYS):
+        return _UNLIMITED
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return 0
+    raise error(number, "the journal")
+
+
 class Journal:
     """The segment that is being written. One writer; `append` neither waits nor yields."""
 
@@ -98,11 +110,13 @@ class Journal:
         self.size = size
         self._synced = (-1, 0)
         self._closed: list[int] = []
+        self._failed: OSError | None = None
+        self._torn = False
         self._fd = self._open(segment)
         if os.fstat(self._fd).st_size != size:
             os.ftruncate(self._fd, size)
-        self._reserved = 0
-        self._full = False
+        # What an earlier writer reserved is ours; on a full disk it cannot be had anew.
+        self._reserved = _reserve(self._fd, size + _RESERVE) or os.fstat(self._fd).st_blocks * 512
 
     def _open(self, segment: int) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -112,30 +126,37 @@ class Journal:
         """The record is in the journal when this returns; ENOSPC or EIO if it is not, and then nothing has changed."""
         framed = frame(encode(record))
         if self.size + len(framed) > self._reserved - _RESERVE:
-            self._reserve(len(framed), record.frees)
+            self._make_room(len(framed), record.frees)
+        if self._torn:
+            self._cut()
         failpoints.reach("journal.before-record")
         try:
             written = os.write(self._fd, framed)
         except OSError:
-            os.ftruncate(self._fd, self.size)
+            self._cut()
             raise
         if written != len(framed):
-            os.ftruncate(self._fd, self.size)
+            self._cut()
             raise error(errno.ENOSPC, segment_path(self.directory, self.segment))
         self.size += written
         failpoints.reach("journal.after-record")
 
-    def _reserve(self, length: int, frees: bool) -> None:
+    def _cut(self) -> None:
+        """Take half a record away. If not even that works, nothing more is appended until it does."""
+        self._torn = True
+        os.ftruncate(self._fd, self.size)
+        self._torn = False
+        if self._reserved != _UNLIMITED:
+            self._reserved = 0  # truncating gave it back
+
+    def _make_room(self, length: int, frees: bool) -> None:
         """Reserve space ahead; on a full disk only what makes room may use the last of it."""
-        want = self.size + length + _AHEAD
-        if _libc.fallocate(self._fd, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(want)) == 0:
-            self._reserved = want
-            return
-        number = ctypes.get_errno()
-        if number in (errno.EOPNOTSUPP, errno.ENOSYS):
-            self._reserved = 1 << 62
-        elif number != errno.ENOSPC or not (frees and self.size + length <= self._reserved):
-            raise error(number, segment_path(self.directory, self.segment))
+        needed = self.size + length
+        reserved = _reserve(self._fd, needed + _AHEAD) or _reserve(self._fd, needed + _RESERVE)
+        if reserved:
+            self._reserved = reserved
+        elif not (frees and needed <= self._reserved):
+            raise error(errno.ENOSPC, segment_path(self.directory, self.segment))
 
     @property
     def needs_sync(self) -> bool:
@@ -144,16 +165,24 @@ class Journal:
     def sync(self) -> None:
         """All records appended before the call are on disk. Blocks: call it in a thread; appends may go on meanwhile.
 
-        Closed segments go first: what survives power loss is a prefix of what was appended.
+        Closed segments go first: what survives power loss is a prefix of what was appended. A failure is for good: the
+        kernel has dropped the pages that it could not write, so a second fdatasync(2) would succeed without them.
         """
-        end, closed = (self.segment, self.size), self._closed[:]
+        if self._failed is not None:
+            raise self._failed
+        # In this order a `rotate` between any two of them does no harm: what `end` names is in one of the others.
+        end = (self.segment, self.size)
         fd = os.dup(self._fd)
+        closed = self._closed[:]
         try:
             for earlier in closed:
                 os.fdatasync(earlier)
             os.fdatasync(fd)
             if end[0] != self._synced[0]:
                 self.sync_directory()
+        except OSError as e:
+            self._failed = e
+            raise
         finally:
             os.close(fd)
         for earlier in closed:
@@ -162,13 +191,21 @@ class Journal:
         self._synced = max(self._synced, end)
 
     def rotate(self) -> int:
-        """Begin the next segment; the one before takes no more records. The result is the new segment's number."""
+        """Begin the next segment; the one before takes no more records. The result is the new segment's number.
+
+        ENOSPC, and nothing has changed, if the new one cannot have its reserve.
+        """
         fd = self._open(self.segment + 1)
+        reserved = _reserve(fd, _RESERVE)
+        if not reserved:
+            os.close(fd)
+            segment_path(self.directory, self.segment + 1).unlink()
+            raise error(errno.ENOSPC, segment_path(self.directory, self.segment + 1))
         os.ftruncate(self._fd, self.size)
         self._closed.append(self._fd)
         self._fd = fd
         self.segment += 1
-        self.size = self._reserved = 0
+        self.size, self._reserved = 0, reserved
         return self.segment
 
     def sync_directory(self) -> None:
@@ -179,7 +216,8 @@ class Journal:
             os.close(fd)
 
     def close(self) -> None:
-        """Gives back what was reserved; does not sync."""
+        """Gives back what was reserved, but for what the next writer needs to delete on a full disk; does not sync."""
         os.ftruncate(self._fd, self.size)
+        _reserve(self._fd, self.size + _RESERVE)
         for fd in [*self._closed, self._fd]:
             os.close(fd)
