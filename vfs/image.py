@@ -1,9 +1,8 @@
 """The image: a whole namespace in one file, so that the journal does not grow without bound.
 
-It is a sequence of the journal's frames: `Header`, `Inodes` and `Dentries` in chunks, `End` with the number of frames;
-a file
-without its End is damaged, never half a tree. It is written aside, synced and renamed. `Header.segment` is the first
-journal segment that is not in it.
+It is a sequence of the journal's frames: `Header`; `Inodes`, `Dentries` and `Held` in chunks; `End` with the number of
+frames. A file without its End is damaged, never half a tree. It is written aside, synced and renamed. `Header.segment`
+is the first journal segment that is not in it.
 
 `python -m vfs.image STATE-DIRECTORY SEGMENT` makes the next image from the last one and the closed segments below
 SEGMENT,
@@ -31,6 +30,7 @@ from vfs.inode import Dentry, Inode
 from vfs.journal import frame, frames, segment_path, segments
 from vfs.namespace import ROOT, Namespace
 from vfs.records import decode
+from vfs.remote import Attempt, Entry, Remote
 
 __all__ = ["compact", "load", "lock", "replay", "save"]
 
@@ -61,7 +61,14 @@ class End(msgspec.Struct, array_like=True, frozen=True, tag=4):
     frames: int
 
 
-_decode = msgspec.msgpack.Decoder(Header | Inodes | Dentries | End).decode
+class Held(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """What the persistences hold, and uploads whose answer is not known: path, and the fields of each."""
+
+    rows: list[tuple[bytes, Entry]]
+    attempts: list[tuple[bytes, list[Attempt]]] = []
+
+
+_decode = msgspec.msgpack.Decoder(Header | Inodes | Dentries | End | Held).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -79,13 +86,18 @@ def _dentry_rows(namespace: Namespace) -> Iterator[tuple[int, bytes, int, int]]:
                 yield inode.ino, dentry.name, dentry.inode.ino, dentry.cookie
 
 
-def _chunks(namespace: Namespace) -> Iterator[Inodes | Dentries]:
+def _chunks(namespace: Namespace) -> Iterator[Inodes | Dentries | Held]:
     inode_rows = _inode_rows(namespace)
     while chunk := list(islice(inode_rows, _CHUNK)):
         yield Inodes(chunk)
     dentry_rows = _dentry_rows(namespace)
     while rows := list(islice(dentry_rows, _CHUNK)):
         yield Dentries(rows)
+    held = iter(namespace.remote.entries.items())
+    while entries := list(islice(held, _CHUNK)):
+        yield Held(entries)
+    if namespace.remote.attempts:
+        yield Held([], list(namespace.remote.attempts.items()))
 
 
 def save(namespace: Namespace, directory: Path, segment: int) -> None:
@@ -125,6 +137,7 @@ def load(directory: Path) -> tuple[Namespace, int]:
         return Namespace(), 0
     header: Header | None = None
     inodes: dict[int, Inode] = {}
+    remote = Remote()
     ended = False
     for count, (at, payload) in enumerate(frames(path, torn_ok=False)):
         try:
@@ -137,12 +150,17 @@ def load(directory: Path) -> tuple[Namespace, int]:
             _load_inodes(inodes, chunk)
         elif isinstance(chunk, Dentries):
             _load_dentries(inodes, chunk, path)
+        elif isinstance(chunk, Held):
+            for held, entry in chunk.rows:
+                remote.put(held, entry)
+            remote.attempts.update(chunk.attempts)
         else:
             ended = chunk.frames == count
     if header is None or not ended or ROOT not in inodes:
         raise DamagedState(str(path), "it has no beginning or no end")
     namespace = Namespace(inodes[ROOT])
     namespace.inodes = inodes
+    namespace.remote = remote
     namespace.orphans = {ino: inode for ino, inode in inodes.items() if not inode.nlink}
     namespace.next_ino, namespace.next_cookie = header.next_ino, header.next_cookie
     return namespace, header.segment

@@ -18,7 +18,26 @@ from typing import Any
 
 from vfs.errors import error
 from vfs.inode import Dentry, Inode
-from vfs.records import Dirty, Link, Make, Reclaim, Record, Removexattr, Rename, Setattr, Setxattr, Unlink
+from vfs.records import (
+    Adopt,
+    Dirty,
+    Evicted,
+    Hydrated,
+    Link,
+    Make,
+    Reclaim,
+    Record,
+    Removed,
+    Removexattr,
+    Rename,
+    Renewed,
+    Setattr,
+    Setxattr,
+    Stored,
+    Storing,
+    Unlink,
+)
+from vfs.remote import Attempt, Entry, Remote
 
 __all__ = ["ROOT", "Namespace"]
 
@@ -35,6 +54,7 @@ class Namespace:
         self.next_ino = ROOT + 1
         self.next_cookie = 1
         self.bytes = 0  # the sizes of all files: what a quota counts
+        self.remote = Remote()
         self._appliers: dict[type, Callable[[Any], Inode | None]] = {
             Make: self._make,
             Link: self._link,
@@ -45,6 +65,13 @@ class Namespace:
             Removexattr: self._removexattr,
             Dirty: self._dirty,
             Reclaim: self._reclaim,
+            Storing: self._storing,
+            Stored: self._stored,
+            Removed: self._removed,
+            Adopt: self._adopt,
+            Renewed: self._renewed,
+            Hydrated: self._hydrated,
+            Evicted: self._evicted,
         }
 
     # ---- looking
@@ -265,6 +292,65 @@ class Namespace:
             inode = self.inodes.pop(ino, None)
             if inode is not None and inode.is_file:
                 self.bytes -= inode.size
+
+    # ---- what the persistences hold
+
+    def _storing(self, r: Storing) -> None:
+        self.remote.attempt(r.path, Attempt(r.ino, r.generation, r.size, r.checksum, r.source))
+
+    def _stored(self, r: Stored) -> Inode | None:
+        """The generation is sealed: what is written from here on is another one, also after a restart."""
+        self.remote.put(r.path, Entry(r.ino, r.generation, r.version, r.size, r.metadata))
+        if r.source:
+            self.remote.remove(r.source)
+        inode = self.inodes.get(r.ino)
+        if inode is not None and inode.generation == r.generation:
+            inode.sealed = True
+        return inode
+
+    def _removed(self, r: Removed) -> None:
+        self.remote.remove(r.path)
+
+    def _adopt(self, r: Adopt) -> None:
+        for parent_ino, name, ino, mode, uid, gid, size, mtime_ns, version, metadata in r.rows:
+            parent = self.inodes[parent_ino]
+            inode = Inode(ino, mode, uid, gid, r.time_ns)
+            inode.mtime_ns = mtime_ns
+            inode.nlink = 2 if inode.entries is not None else 1
+            self.inodes[ino] = inode
+            self.next_ino = max(self.next_ino, ino + 1)
+            self._insert(parent, name, inode)
+            if inode.entries is None:
+                self.resize(inode, max(0, size))
+                inode.remote = size != 0
+                inode.sealed = True
+                self.remote.put(self.path(inode), Entry(ino, 0, version, size, metadata))
+
+    def _renewed(self, r: Renewed) -> Inode | None:
+        self.remote.put(r.path, Entry(r.ino, r.generation, r.version, r.size, r.metadata))
+        inode = self.inodes.get(r.ino)
+        if inode is not None:
+            self.resize(inode, max(0, r.size))
+            inode.generation = r.generation
+            inode.mtime_ns = r.mtime_ns
+            inode.ctime_ns = r.time_ns
+            inode.unsettled = False
+            inode.sealed = True
+            inode.remote = r.size != 0
+        return inode
+
+    def _hydrated(self, r: Hydrated) -> Inode:
+        inode = self.inodes[r.ino]
+        inode.remote = False
+        return inode
+
+    def _evicted(self, r: Evicted) -> None:
+        for ino, size, mtime_ns in r.rows:
+            inode = self.inodes[ino]
+            self.resize(inode, size)
+            inode.mtime_ns = mtime_ns
+            inode.unsettled = False
+            inode.remote = size != 0
 
 
 def _cookie(dentry: Dentry) -> int:

@@ -17,15 +17,22 @@ from typing import ClassVar
 import msgspec
 
 __all__ = [
+    "Adopt",
     "Dirty",
+    "Evicted",
+    "Hydrated",
     "Link",
     "Make",
     "Reclaim",
     "Record",
+    "Removed",
     "Removexattr",
     "Rename",
+    "Renewed",
     "Setattr",
     "Setxattr",
+    "Stored",
+    "Storing",
     "Unlink",
     "decode",
     "encode",
@@ -126,7 +133,93 @@ class Reclaim(_Record, tag=9):
     inos: list[int]
 
 
-Record = Make | Link | Unlink | Rename | Setattr | Setxattr | Removexattr | Dirty | Reclaim
+class Storing(_Record, tag=10):
+    """An upload of a generation to `path` begins; see `remote.Attempt`. With `source` it is a move."""
+
+    frees: ClassVar[bool] = True
+    path: bytes
+    ino: int
+    generation: int
+    size: int
+    checksum: bytes
+    source: bytes = b""
+
+
+class Stored(_Record, tag=11):
+    """The persistence has answered: `path` holds this generation. With `source` it was moved from there."""
+
+    frees: ClassVar[bool] = True
+    path: bytes
+    ino: int
+    generation: int
+    version: str | None
+    size: int
+    metadata: dict[str, str] | None = None
+    source: bytes = b""
+
+
+class Removed(_Record, tag=12):
+    """The persistence holds nothing at `path`."""
+
+    frees: ClassVar[bool] = True
+    path: bytes
+
+
+class Adopt(_Record, tag=13):
+    """Files found in the persistence, and directories that their paths imply, parents first.
+
+    Each row: parent, name, ino, mode, uid, gid, size (-1: not known), mtime_ns, version, metadata.
+    """
+
+    rows: list[tuple[int, bytes, int, int, int, int, int, int, str | None, dict[str, str] | None]]
+    time_ns: int
+
+
+class Renewed(_Record, tag=14):
+    """Someone else has changed a clean file in the persistence, or its size was found out: its content is there."""
+
+    path: bytes
+    ino: int
+    generation: int
+    size: int
+    mtime_ns: int
+    version: str | None
+    time_ns: int
+    metadata: dict[str, str] | None = None
+
+
+class Hydrated(_Record, tag=15):
+    """All content of the file is here."""
+
+    frees: ClassVar[bool] = True
+    ino: int
+
+
+class Evicted(_Record, tag=16):
+    """The content of clean files is in the persistence only. Each row: ino, size, mtime_ns."""
+
+    frees: ClassVar[bool] = True
+    rows: list[tuple[int, int, int]]
+
+
+Record = (
+    Make
+    | Link
+    | Unlink
+    | Rename
+    | Setattr
+    | Setxattr
+    | Removexattr
+    | Dirty
+    | Reclaim
+    | Storing
+    | Stored
+    | Removed
+    | Adopt
+    | Renewed
+    | Hydrated
+    | Evicted
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)

@@ -56,7 +56,8 @@ def recover(directory: Path, content: Content, *, crashed: bool) -> tuple[Namesp
 def _read_backing(inode: Inode, content: Content) -> None:
     backing = content.stat(inode.ino)
     if backing is None:
-        inode.size = 0
+        if not inode.remote:  # else it is as large as it is in the persistence
+            inode.size = 0
         return
     inode.size = backing.st_size
     inode.mtime_ns = backing.st_mtime_ns
