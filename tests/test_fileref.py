@@ -61,7 +61,12 @@ def test_the_type_comes_from_the_extension(name: str, kind: str) -> None:
     assert guess_content_type(name) == kind
 
 
-@pytest.mark.parametrize("ext", "xlsx xls pdf json txt csv html xml png jpg jpeg gif zip tar gz".split())
+CONTRACT_EXTENSIONS = """
+xlsx xls pdf json txt csv html xml png jpg jpeg gif zip tar gz
+""".split()
+
+
+@pytest.mark.parametrize("ext", CONTRACT_EXTENSIONS)
 def test_every_type_of_the_contract_is_known(ext: str) -> None:
     assert guess_content_type(f"f.{ext}") != "application/octet-stream"
 

@@ -31,7 +31,7 @@ UNKNOWN_TYPE = "application/octet-stream"
 
 
 class FileRef(msgspec.Struct, frozen=True, kw_only=True):
-    """One file. `size` is in bytes, times are aware UTC, `version` is what a conditional write compares (an S3 ETag)."""
+    """One file. `size` is in bytes, times are UTC, `version` is what a conditional write compares (an S3 ETag)."""
 
     path: str
     size: int

@@ -1,0 +1,9 @@
+"""Storages: where a session's files are kept. `open_storage` makes one from what `--storage` says."""
+
+from __future__ import annotations
+
+from vfs.storage.base import Storage, StoragePersistence, as_persistence
+from vfs.storage.local import LocalStorage
+from vfs.storage.url import open_storage
+
+__all__ = ["LocalStorage", "Storage", "StoragePersistence", "as_persistence", "open_storage"]

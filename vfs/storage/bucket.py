@@ -1,0 +1,341 @@
+"""Bucket: single requests to one bucket, each bounded in time, tried again where that may help, and counted.
+
+obstore carries content, in threads that a `Throttle` counts; boto3 says what obstore cannot (conditional deletes,
+copies, parts, versions), through `vfs.storage.wire`. Callers are `objects`, `multipart`, `sweep`, `lease` and `image`
+beside this module.
+
+Invariants: a read ends within `read_patience`, with its bytes or an OSError; a write is never abandoned while it may
+still arrive at the server; FileNotFoundError means that the object is absent, not that the question could not be
+asked."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
+
+import trio
+from botocore.exceptions import ClientError
+
+from vfs.errors import Conflict
+from vfs.storage.endpoint import Clients, Endpoint, connect
+from vfs.storage.failures import (
+    AccessDenied,
+    BucketMissing,
+    NotPartial,
+    Unavailable,
+    explain,
+    explain_answer,
+    is_out_of_range,
+)
+from vfs.storage.throttle import Budget, Throttle
+from vfs.storage.wire import Wire
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, PutMode
+
+__all__ = ["ANY", "Blob", "Bucket", "Condition", "Found", "etag_of", "version_of"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class _Any(Enum):
+    ANY = "any"
+
+
+ANY: Final = _Any.ANY
+Condition: TypeAlias = str | Literal[_Any.ANY] | None
+"""The version that a write wants to replace; None: the key must be absent; ANY: whatever is there."""
+
+CONTENT_IN_MEMORY = 64 << 20
+FIRST_DELAY = 0.05
+LONGEST_DELAY = 3.0
+RENEWAL_PAUSE = 2.0  # seconds between two searches for rotated credentials
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a HEAD says of an object."""
+
+    size: int
+    version: str
+    modified: datetime
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Blob(Found):
+    """An object's content, or the part of it that was asked for; `size` is the whole object's."""
+
+    content: bytes = b""
+
+
+def version_of(etag: str | None) -> str:
+    """An ETag as a version: without its quotes."""
+    return (etag or "").strip('"')
+
+
+def etag_of(version: str) -> str:
+    """A version as If-Match wants it."""
+    return version if version.startswith("W/") else f'"{version}"'
+
+
+class Bucket:
+    """Requests to `endpoint`. `counts` has the number of requests, retries, failures and bytes, by name."""
+
+    def __init__(self, endpoint: Endpoint, *, concurrency: int = 64) -> None:
+        self.endpoint = endpoint
+        self.reads = Throttle(concurrency)
+        self.writes = Throttle(concurrency)
+        self.memory = Budget(CONTENT_IN_MEMORY)
+        self.counts: Counter[str] = Counter()
+        self.last_failure: str | None = None
+        self.conditional = True  # False where the endpoint ignores If-Match and If-None-Match: `vfs.storage.probe`
+        self.ranges_by_boto = False
+        self._clients: Clients | None = None
+        self._connecting = trio.Lock()
+        self._renewed_at = float("-inf")
+        self._wire = Wire(endpoint)
+
+    @property
+    def name(self) -> str:
+        return self.endpoint.bucket
+
+    async def aclose(self) -> None:
+        await self._wire.aclose()
+
+    async def clients(self) -> Clients:
+        """What requests are made with; found at the first call."""
+        async with self._connecting:
+            if self._clients is None:
+                self._clients = await self._connect()
+            return self._clients
+
+    async def _connect(self) -> Clients:
+        clients = await trio.to_thread.run_sync(connect, self.endpoint)
+        self._wire.carry(clients.boto)
+        return clients
+
+    # One object
+
+    async def get(self, key: str, *, span: tuple[int, int] | None = None, version: str | None = None) -> Blob:
+        """The object, or the bytes `span[0] <= i < span[1]` of it. Conflict where it is not of `version`."""
+        request = functools.partial(_get, key=key, span=span, version=version)
+        if self.ranges_by_boto and span is not None:
+            request = functools.partial(_get_by_boto, target=self.target(key), span=span, version=version)
+        try:
+            blob = await self._read(key, request)
+        except NotPartial:
+            self.ranges_by_boto = True
+            log.warning("%s answers ranged reads with status 200; they go through boto3, which is slower", self.name)
+            return await self.get(key, span=span, version=version)
+        self.counts["bytes read"] += len(blob.content)
+        return blob
+
+    async def stat(self, key: str) -> Found:
+        try:
+            return await self._read(key, functools.partial(_stat, key=key))
+        except FileNotFoundError:
+            await self._confirm_bucket()
+            raise
+
+    async def _confirm_bucket(self) -> None:
+        """An answer to HEAD has no body that could tell a missing object from a missing bucket."""
+        await self.call(self.name, lambda clients: clients.boto.head_bucket(Bucket=self.name), reading=True, head=True)
+
+    async def put(
+        self, key: str, content: bytes | memoryview, attributes: Mapping[str, str], condition: Condition = ANY
+    ) -> str:
+        """Write the object in one request; its version. Conflict where `condition` does not hold."""
+        await self.check(key, condition)
+        version = await self.call(key, functools.partial(_put, key, content, dict(attributes), condition))
+        self.counts["bytes written"] += len(content)
+        return version
+
+    async def delete(self, key: str, condition: Condition = ANY) -> None:
+        """Delete the object if it is there. Conflict where `condition` does not hold."""
+        extra: dict[str, Any] = {} if not isinstance(condition, str) else {"IfMatch": etag_of(condition)}
+        try:
+            await self.check(key, condition if isinstance(condition, str) else ANY)
+            await self.call(key, lambda clients: clients.boto.delete_object(**self.target(key), **extra))
+        except FileNotFoundError:
+            self.counts["deletes of absent objects"] += 1
+
+    async def check(self, key: str, condition: Condition) -> None:
+        """Where the endpoint ignores conditions: ask first. It leaves a gap, but finds what happened before."""
+        if self.conditional or condition is ANY:
+            return
+        try:
+            found = (await self.stat(key)).version
+        except FileNotFoundError:
+            found = None
+        if found != condition:
+            raise Conflict(key, found)
+
+    async def fetch(self, url: str, headers: Mapping[str, str], what: str) -> bytes:
+        """The answer's body to a GET of a presigned URL; OSError where it is no success."""
+        answer = await self._wire.send("GET", url, dict(headers))
+        if answer.status_code == 200:
+            return answer.content
+        raise explain_answer(answer.status_code, answer.text, what)
+
+    def target(self, key: str) -> dict[str, Any]:
+        """The parameters that name `key` to boto3."""
+        return {"Bucket": self.name, "Key": key, **self.payer()}
+
+    def payer(self) -> dict[str, Any]:
+        return {"RequestPayer": "requester"} if self.endpoint.requester_pays else {}
+
+    def encryption(self) -> dict[str, Any]:
+        """The parameters for boto3's writes that create an object."""
+        found = {"ServerSideEncryption": self.endpoint.sse, "SSEKMSKeyId": self.endpoint.sse_kms_key_id}
+        return {name: value for name, value in found.items() if value is not None}
+
+    # The way of every request
+
+    async def _read(self, what: str, request: Callable[[Clients], T]) -> T:
+        return await self.call(what, request, reading=True)
+
+    async def call(self, what: str, request: Callable[[Clients], T], *, reading: bool = False, head: bool = False) -> T:
+        """Run `request` in a thread until it succeeds, fails for good, or patience ends; then an OSError.
+
+        `head`: a 404 without a code is the bucket's.
+        """
+        patience = self.endpoint.read_patience if reading else self.endpoint.write_patience
+        deadline = trio.current_time() + patience
+        throttle = self.reads if reading else self.writes
+        attempt = 0
+        while True:
+            clients = await self.clients()
+            try:
+                answer = await self._attempt(what, request, clients, throttle, deadline if reading else None)
+                throttle.succeeded()
+                self.counts["requests"] += 1
+                return answer
+            except OSError as e:
+                failure = BucketMissing(what) if head and isinstance(e, FileNotFoundError) else e
+            attempt += 1
+            if isinstance(failure, AccessDenied) and attempt == 1 and await self._renew(clients):
+                continue
+            if not isinstance(failure, Unavailable):
+                raise failure
+            self.last_failure = str(failure)
+            if failure.slow_down:
+                throttle.slow_down()
+            delay = min(LONGEST_DELAY, FIRST_DELAY * 2**attempt) * random.uniform(0.5, 1)
+            if trio.current_time() + delay >= deadline:
+                self.counts["failures"] += 1
+                raise failure
+            self.counts["retries"] += 1
+            await trio.sleep(delay)
+
+    async def _attempt(
+        self,
+        what: str,
+        request: Callable[[Clients], T],
+        clients: Clients,
+        throttle: Throttle,
+        deadline: float | None,
+    ) -> T:
+        with trio.CancelScope(deadline=float("inf") if deadline is None else deadline) as scope:
+            try:
+                return await trio.to_thread.run_sync(
+                    request, clients, limiter=throttle.limiter, abandon_on_cancel=deadline is not None
+                )
+            except trio.Cancelled:
+                raise
+            except Exception as e:
+                raise explain(e, what) from e
+        if not scope.cancelled_caught:
+            raise AssertionError("unreachable")
+        raise Unavailable(what, f"no answer within {self.endpoint.read_patience:g} s")
+
+    async def _renew(self, used: Clients) -> bool:
+        """Look for credentials anew after a refusal; whether there are others than those that were `used`."""
+        async with self._connecting:
+            if self._clients is not used:
+                return True
+            if trio.current_time() - self._renewed_at < RENEWAL_PAUSE:
+                return False
+            self._renewed_at = trio.current_time()
+            fresh = await self._connect()
+            if fresh.credentials == used.credentials:
+                return False
+            self._clients = fresh
+            self.counts["credentials rotated"] += 1
+            return True
+
+
+def _get(clients: Clients, *, key: str, span: tuple[int, int] | None, version: str | None) -> Blob:
+    options: GetOptions = {}
+    if span is not None:
+        options["range"] = span
+    if version is not None:
+        options["if_match"] = etag_of(version)
+    try:
+        result = clients.store.get(key, options=options)
+    except Exception as e:
+        if span is not None and is_out_of_range(e):
+            found = _stat(clients, key=key)
+            return Blob(found.size, _same(key, version, found.version), found.modified, found.metadata, b"")
+        if "non-partial" in str(e):
+            raise NotPartial(key) from e
+        raise
+    meta = result.meta
+    found_version = _same(key, version, version_of(meta["e_tag"]))
+    first, last = (0, meta["size"]) if span is None else (span[0], min(span[1], meta["size"]))
+    if result.range != (first, last):
+        raise Unavailable(key, f"bytes {result.range} came instead of {(first, last)}")
+    content = bytes(result.bytes())
+    if len(content) != last - first:
+        raise Unavailable(key, f"{len(content)} bytes came instead of {last - first}")
+    return Blob(meta["size"], found_version, meta["last_modified"], dict(result.attributes), content)
+
+
+def _get_by_boto(clients: Clients, *, target: Mapping[str, Any], span: tuple[int, int], version: str | None) -> Blob:
+    key: str = target["Key"]
+    match: dict[str, Any] = {} if version is None else {"IfMatch": etag_of(version)}
+    try:
+        answer = clients.boto.get_object(**target, Range=f"bytes={span[0]}-{span[1] - 1}", **match)
+    except ClientError as e:
+        if e.response["ResponseMetadata"]["HTTPStatusCode"] != 416:
+            raise
+        found = _stat(clients, key=key)
+        return Blob(found.size, _same(key, version, found.version), found.modified, found.metadata, b"")
+    size = int(answer["ContentRange"].rpartition("/")[2])
+    content = answer["Body"].read()
+    if len(content) != min(span[1], size) - span[0]:
+        raise Unavailable(key, f"{len(content)} bytes came instead of {min(span[1], size) - span[0]}")
+    metadata = {"Content-Type": answer["ContentType"], **answer["Metadata"]}
+    return Blob(size, _same(key, version, version_of(answer["ETag"])), answer["LastModified"], metadata, content)
+
+
+def _same(key: str, wanted: str | None, found: str) -> str:
+    """`found`, where it is what was `wanted`: some servers ignore If-Match."""
+    if wanted is not None and found != wanted:
+        raise Conflict(key, found)
+    return found
+
+
+def _stat(clients: Clients, *, key: str) -> Found:
+    result = clients.store.get(key, options={"head": True})
+    meta = result.meta
+    return Found(meta["size"], version_of(meta["e_tag"]), meta["last_modified"], dict(result.attributes))
+
+
+def _put(
+    key: str, content: bytes | memoryview, attributes: dict[str, str], condition: Condition, clients: Clients
+) -> str:
+    mode: PutMode = "overwrite" if condition is ANY else "create"
+    if isinstance(condition, str):
+        mode = {"e_tag": etag_of(condition)}
+    result = clients.store.put(key, content, attributes=attributes, mode=mode, use_multipart=False)
+    return version_of(result["e_tag"])

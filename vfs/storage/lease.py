@@ -1,0 +1,185 @@
+"""Lease: who may write a session, said by one small object in the bucket.
+
+`.mount-session/lease` names the holder, since when, and an epoch that grows with every new holder. It is taken,
+renewed and given up by conditional writes only, so two can never both believe that they took it. A holder that has
+not renewed for `ttl` seconds may be replaced by anyone, and at any time by who says `steal`; either way `Image.fence`
+stops the old one's next commit, whatever it believes. Ages are told by the server's clock (its Date header against
+Last-Modified), so hosts' clocks need not agree; a test gives a `clock` of its own instead.
+
+Where the endpoint ignores conditions (`vfs.storage.probe` warns) the lease still tells who is there, but stops no race.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import msgspec
+import trio
+
+from vfs.errors import Conflict
+from vfs.failpoints import reach
+from vfs.storage.bucket import Bucket, Condition, version_of
+from vfs.storage.endpoint import Clients
+from vfs.storage.failures import Refused, Unavailable
+
+__all__ = ["Held", "Lease", "LeaseHeld", "LeaseLost"]
+
+ATTRIBUTES = {"Content-Type": "application/json"}
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """The lease object's content. `holder` is "" after it was given up; times are seconds since the epoch."""
+
+    holder: str
+    who: str
+    epoch: int
+    since: float
+    renewed: float
+
+
+class LeaseHeld(OSError):
+    """Another holds the lease (errno EBUSY); the message says who, since when, and what to do."""
+
+    def __init__(self, key: str, held: Held, age: float, ttl: float) -> None:
+        since = datetime.fromtimestamp(held.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        super().__init__(
+            errno.EBUSY,
+            f"the session is mounted by {held.who} since {since} (last renewed {max(0, age):.0f} s ago, lapses after "
+            f"{ttl:.0f} s); stop that one, mount with --read-only, or take it over with --steal",
+            key,
+        )
+        self.held = held
+
+
+class LeaseLost(OSError):
+    """The lease that we held is another's (errno ESTALE)."""
+
+    def __init__(self, key: str, held: Held | None) -> None:
+        super().__init__(errno.ESTALE, f"the lease was taken over by {held.who if held else 'nobody: it is gone'}", key)
+        self.held = held
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    held: Held
+    version: str
+    age: float
+
+
+class Lease:
+    """One session's lease. `holder` is the same for all processes of one state directory; `who` is for people."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        own: str,
+        holder: str,
+        who: str,
+        ttl: float = 60.0,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.key = f"{own}lease"
+        self.holder = holder
+        self.who = who
+        self.ttl = ttl
+        self.held: Held | None = None
+        self._bucket = bucket
+        self._clock = clock
+        self._version: str | None = None
+
+    async def acquire(self, *, steal: bool = False) -> bool:
+        """Take the lease; whether a former holder must be fenced. LeaseHeld where it is another's."""
+        found = await self._read()
+        if found is None:
+            await self._take(1, None)
+            return False
+        if found.held.holder == self.holder:
+            await self._take(found.held.epoch, found.version, since=found.held.since)
+            return True
+        lapsed = found.held.holder == "" or found.age >= self.ttl
+        if not (lapsed or steal):
+            raise LeaseHeld(self.key, found.held, found.age, self.ttl)
+        await self._take(found.held.epoch + 1, found.version)
+        return found.held.holder != ""
+
+    async def renew(self) -> None:
+        """Say that we are still there. LeaseLost where another took over."""
+        if self.held is None:
+            raise LeaseLost(self.key, None)
+        reach("s3.lease.before-renew")
+        renewed = msgspec.structs.replace(self.held, renewed=self._now())
+        try:
+            await self._write(renewed, self._version)
+        except (Conflict, FileNotFoundError) as e:
+            self.held = None
+            found = await self._read()
+            raise LeaseLost(self.key, found.held if found else None) from e
+        reach("s3.lease.renewed")
+
+    async def release(self) -> None:
+        """Give the lease up; nothing happens if it is another's by now. Epochs go on, so the object stays."""
+        if self.held is None:
+            return
+        given_up = msgspec.structs.replace(self.held, holder="", renewed=self._now())
+        try:
+            await self._write(given_up, self._version)
+        except Conflict:
+            self._bucket.counts["leases lost"] += 1
+        self.held = None
+
+    async def keep(self) -> None:
+        """Renew three times in `ttl` until cancelled. Raises LeaseLost; an endpoint that is down is waited for."""
+        while True:
+            await trio.sleep(self.ttl / 3)
+            try:
+                await self.renew()
+            except Unavailable:
+                self._bucket.counts["lease renewals failed"] += 1
+
+    async def _take(self, epoch: int, condition: Condition, since: float | None = None) -> None:
+        now = self._now()
+        held = Held(holder=self.holder, who=self.who, epoch=epoch, since=now if since is None else since, renewed=now)
+        try:
+            await self._write(held, condition)
+        except Conflict as e:
+            found = await self._read()
+            if found is None:
+                raise
+            raise LeaseHeld(self.key, found.held, found.age, self.ttl) from e
+
+    async def _write(self, held: Held, condition: Condition) -> None:
+        content = msgspec.json.encode(held)
+        try:
+            self._version = await self._bucket.put(self.key, content, ATTRIBUTES, condition)
+        except Conflict:
+            # An earlier try may have arrived and its answer been lost.
+            found = await self._read()
+            if found is None or found.held != held:
+                raise
+            self._version = found.version
+        self.held = held
+
+    async def _read(self) -> _Read | None:
+        try:
+            content, version, server_age = await self._bucket.call(self.key, self._get, reading=True)
+        except FileNotFoundError:
+            return None
+        try:
+            held = msgspec.json.decode(content, type=Held)
+        except msgspec.DecodeError as e:
+            raise Refused(self.key, f"this is not a lease of mount-session: {e}") from e
+        return _Read(held, version, server_age if self._clock is None else self._clock() - held.renewed)
+
+    def _get(self, clients: Clients) -> tuple[bytes, str, float]:
+        answer = clients.boto.get_object(**self._bucket.target(self.key))
+        date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        age = (date - answer["LastModified"]).total_seconds()
+        return answer["Body"].read(), version_of(answer["ETag"]), age
+
+    def _now(self) -> float:
+        return time.time() if self._clock is None else self._clock()

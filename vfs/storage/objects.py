@@ -1,0 +1,243 @@
+"""Objects: a session's files as objects, by relative path.
+
+What `Bucket` does with keys this does with paths and contexts: listing with what cannot be a file set apart, ranged
+reads of one version, writes of any size, moves on the server. `S3Storage` is the one caller.
+
+Every write carries a condition where the caller names a version. A refused one is looked at before it is called a
+conflict: if the object's content is what we wanted to write, an earlier try arrived and its answer was lost (a reset,
+a crash), and the write is done."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import BinaryIO
+from urllib.parse import quote
+
+import trio
+
+from vfs.callbacks import Context
+from vfs.errors import Conflict
+from vfs.failpoints import reach
+from vfs.fileref import FileRef, compute_checksum, guess_content_type
+from vfs.storage.bucket import ANY, Blob, Bucket, Condition, Found, etag_of, version_of
+from vfs.storage.endpoint import Clients
+from vfs.storage.keys import Keys, Misfit, directories_of, is_marker
+from vfs.storage.metadata import attributes_of, parse
+from vfs.storage.multipart import COPY_AT_ONCE, PART, Source, copy_in_parts, upload
+from vfs.storage.pages import Entry, pages
+
+__all__ = ["Listing", "Objects"]
+
+AT_ONCE = 2 * PART
+COMPARED_AT_ONCE = 8 << 20
+
+
+@dataclass(slots=True)
+class Listing:
+    """What is under a session's prefix."""
+
+    files: list[FileRef] = field(default_factory=list)
+    directories: list[str] = field(default_factory=list)  # of which an empty object `dir/` says that they are there
+    misfits: list[Misfit] = field(default_factory=list)
+
+
+class Objects:
+    """The files of one session."""
+
+    def __init__(self, bucket: Bucket, keys: Keys) -> None:
+        self.bucket = bucket
+        self.keys = keys
+        self._base: str | None = None
+
+    async def list(self) -> Listing:
+        """All files. A key that cannot be a file's, or that other keys need as a directory, is a misfit."""
+        found = Listing()
+        base = await self._url_base()
+        async for page in pages(self.bucket, self.keys.prefix):
+            await trio.to_thread.run_sync(self._sort, page, found, base)
+        directories = directories_of(ref.path for ref in found.files) | set(found.directories)
+        if any(ref.path in directories for ref in found.files):
+            found.misfits += [
+                Misfit(self.keys.key_of(ref.path), "is a directory of other keys")
+                for ref in found.files
+                if ref.path in directories
+            ]
+            found.files = [ref for ref in found.files if ref.path not in directories]
+        return found
+
+    def _sort(self, page: Sequence[Entry], found: Listing, base: str) -> None:
+        for entry in page:
+            path = self.keys.path_of(entry.key)
+            if path is None:
+                continue
+            if isinstance(path, Misfit):
+                found.misfits.append(path)
+            elif is_marker(entry.key, entry.size):
+                found.directories.append(path)
+            elif entry.key.endswith("/"):
+                found.misfits.append(Misfit(entry.key, "ends with a slash, and is not empty"))
+            else:
+                found.files.append(
+                    FileRef(
+                        path=path,
+                        size=entry.size,
+                        content_type=guess_content_type(path),
+                        storage_url=base + quote(entry.key),
+                        created_at=entry.modified,
+                        version=entry.version,
+                    )
+                )
+
+    async def stat(self, path: str) -> FileRef:
+        """The file as its object's metadata tells it."""
+        return await self._ref(path, await self.bucket.stat(self.keys.key_of(path)))
+
+    async def read(self, path: str, version: str | None = None) -> Blob:
+        return await self.bucket.get(self.keys.key_of(path), version=version)
+
+    async def read_range(self, path: str, offset: int, size: int, version: str | None = None) -> Blob:
+        """Up to `size` bytes from `offset`; fewer only at the end. Conflict where the object is not of `version`."""
+        return await self.bucket.get(self.keys.key_of(path), span=(offset, offset + size), version=version)
+
+    async def write(self, path: str, content: bytes, context: Context) -> FileRef:
+        return await self.write_file(path, io.BytesIO(content), context)
+
+    async def write_file(self, path: str, file: BinaryIO, context: Context) -> FileRef:
+        """Create or replace the object from a seekable file, in bounded memory."""
+        key, condition = self.keys.key_of(path), _condition(context)
+        source = await trio.to_thread.run_sync(Source, file)
+        attributes = attributes_of(path, context)
+        checksum = context.get("checksum")
+        reach("s3.write.before")
+        try:
+            if source.size > AT_ONCE:
+                version = await upload(self.bucket, key, source, attributes, condition)
+            else:
+                async with self.bucket.memory.hold(source.size):
+                    content = await trio.to_thread.run_sync(source.read, 0, source.size)
+                    checksum = checksum or compute_checksum(content)
+                    version = await self.bucket.put(key, content, attributes, condition)
+        except Conflict as e:
+            version = await self._arrived_before(key, source, path, e)
+        reach("s3.write.done")
+        found = Found(source.size, version, datetime.now(UTC), attributes)
+        return await self._ref(path, found, checksum)
+
+    async def _arrived_before(self, key: str, source: Source, path: str, conflict: Conflict) -> str:
+        try:
+            found = await self.bucket.stat(key)
+        except FileNotFoundError:
+            raise Conflict(path) from conflict
+        if found.size == source.size and await self._same_content(key, found, source):
+            self.bucket.counts["writes that had arrived before"] += 1
+            return found.version
+        raise Conflict(path, found.version) from conflict
+
+    async def _same_content(self, key: str, found: Found, source: Source) -> bool:
+        if source.size <= AT_ONCE:
+            content = await trio.to_thread.run_sync(source.read, 0, source.size)
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() == found.version:
+                return True
+        for offset in range(0, source.size, COMPARED_AT_ONCE):
+            size = min(COMPARED_AT_ONCE, source.size - offset)
+            try:
+                theirs = await self.bucket.get(key, span=(offset, offset + size), version=found.version)
+            except (Conflict, FileNotFoundError):
+                return False
+            if theirs.content != await trio.to_thread.run_sync(source.read, offset, size):
+                return False
+        return True
+
+    async def delete(self, path: str, context: Context) -> None:
+        """Delete the object; one that is not there counts as deleted."""
+        reach("s3.delete.before")
+        condition = _condition(context)
+        try:
+            await self.bucket.delete(self.keys.key_of(path), ANY if condition is None else condition)
+        except Conflict as e:
+            try:
+                raise Conflict(path, (await self.bucket.stat(self.keys.key_of(path))).version) from e
+            except FileNotFoundError:
+                return
+        reach("s3.delete.done")
+
+    async def move(self, old: str, new: str, context: Context) -> FileRef:
+        """Copy on the server, then delete the old object. After a crash in between both are there, and it can be
+        repeated."""
+        source, target = self.keys.key_of(old), self.keys.key_of(new)
+        wanted = context.get("if_version")
+        try:
+            found = await self.bucket.stat(source)
+        except FileNotFoundError:
+            return await self._moved_before(new, wanted)
+        if wanted is not None and found.version != wanted:
+            raise Conflict(old, found.version)
+        reach("s3.move.before-copy")
+        version = await self._copy(source, target, found)
+        reach("s3.move.copied")
+        await self.bucket.delete(source, found.version)
+        reach("s3.move.deleted")
+        return await self._ref(new, Found(found.size, version, datetime.now(UTC), found.metadata))
+
+    async def _moved_before(self, new: str, wanted: str | None) -> FileRef:
+        moved = await self.stat(new)
+        if wanted is None or moved.version != wanted:
+            raise FileNotFoundError(2, "no such object", new)
+        return moved
+
+    async def _copy(self, source: str, target: str, found: Found) -> str:
+        if found.size > COPY_AT_ONCE:
+            attributes = {"Content-Type": "application/octet-stream", **found.metadata}
+            return await copy_in_parts(self.bucket, source, target, found.size, attributes, found.version)
+
+        def copy(clients: Clients) -> str:
+            answer = clients.boto.copy_object(
+                **self.bucket.target(target),
+                CopySource={"Bucket": self.bucket.name, "Key": source},
+                CopySourceIfMatch=etag_of(found.version),
+                MetadataDirective="COPY",
+                **self.bucket.encryption(),
+            )
+            return version_of(answer["CopyObjectResult"]["ETag"])
+
+        return await self.bucket.call(target, copy)
+
+    async def url(self, path: str) -> str:
+        """Where the object is, for someone who may read it."""
+        return await self._url_base() + quote(self.keys.key_of(path))
+
+    async def presigned_url(self, path: str, *, expires: int = 3600, method: str = "get_object") -> str:
+        """A URL that lets anyone who has it read (`get_object`) or write (`put_object`) the object for `expires`
+        seconds."""
+        clients = await self.bucket.clients()
+        make: Callable[..., str] = clients.boto.generate_presigned_url
+        parameters = self.bucket.target(self.keys.key_of(path))
+        return await trio.to_thread.run_sync(lambda: make(method, Params=parameters, ExpiresIn=expires))
+
+    async def _url_base(self) -> str:
+        if self._base is None:
+            self._base = f"{(await self.bucket.clients()).url.rstrip('/')}/{self.bucket.name}/"
+        return self._base
+
+    async def _ref(self, path: str, found: Found, checksum: str | None = None) -> FileRef:
+        attributes = parse(found.metadata)
+        return FileRef(
+            path=path,
+            size=found.size,
+            content_type=found.metadata.get("Content-Type") or guess_content_type(path),
+            checksum=checksum,
+            storage_url=await self.url(path),
+            created_at=found.modified,
+            version=found.version,
+            mtime_ns=attributes.mtime_ns,
+            mode=attributes.mode,
+            metadata=attributes.rest,
+        )
+
+
+def _condition(context: Context) -> Condition:
+    return context.get("if_version", ANY)

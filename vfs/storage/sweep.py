@@ -1,0 +1,153 @@
+"""Sweep: remove everything under a prefix: objects, their versions and delete markers, and unfinished uploads.
+
+In bulk, 1,000 keys a request. What could not be removed is collected and raised at the end, after all else was tried.
+What is ours goes last, so that an interrupted sweep still looks like a session and can be swept again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from vfs.storage.bucket import Bucket
+from vfs.storage.endpoint import Clients
+from vfs.storage.failures import AccessDenied, BucketMissing, CleanupIncomplete, Refused
+from vfs.storage.pages import pages
+
+if TYPE_CHECKING:
+    from types_boto3_s3.type_defs import (
+        ListMultipartUploadsOutputTypeDef,
+        ListObjectVersionsOutputTypeDef,
+        ObjectIdentifierTypeDef,
+    )
+
+__all__ = ["sweep"]
+
+BATCH = 1000
+PARALLEL = 4
+
+
+async def sweep(bucket: Bucket, prefix: str, own: str) -> int:
+    """Remove all under `prefix`; how many objects and versions that were. CleanupIncomplete says what remains."""
+    remaining: list[str] = []
+    removed = 0
+    last: list[ObjectIdentifierTypeDef] = []
+    async with trio.open_nursery() as nursery:
+        slots = trio.CapacityLimiter(PARALLEL)
+
+        async def remove(batch: Sequence[ObjectIdentifierTypeDef]) -> None:
+            async with slots:
+                remaining.extend(await _remove(bucket, batch))
+
+        async for found in _versions(bucket, prefix):
+            removed += len(found)
+            last += [one for one in found if one["Key"].startswith(own)]
+            if batch := [one for one in found if not one["Key"].startswith(own)]:
+                nursery.start_soon(remove, batch)
+    for start in range(0, len(last), BATCH):
+        remaining.extend(await _remove(bucket, last[start : start + BATCH]))
+    remaining.extend(await _abort_uploads(bucket, prefix))
+    if remaining:
+        raise CleanupIncomplete(f"{bucket.name}/{prefix}", remaining)
+    return removed
+
+
+async def _versions(bucket: Bucket, prefix: str) -> AsyncIterator[list[ObjectIdentifierTypeDef]]:
+    """Every version and delete marker; plain keys from servers that know no versions."""
+    position: dict[str, str] = {}
+    while True:
+        try:
+            page = await bucket.call(
+                prefix,
+                functools.partial(_version_page, bucket.name, prefix, dict(position)),
+                reading=True,
+            )
+        except BucketMissing:
+            raise
+        except (Refused, AccessDenied, FileNotFoundError):
+            break
+        yield [
+            {"Key": one["Key"], "VersionId": one["VersionId"]}
+            for one in (*page.get("Versions", ()), *page.get("DeleteMarkers", ()))
+        ]
+        if not page.get("IsTruncated"):
+            return
+        position = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page.get("NextVersionIdMarker", "")}
+    async for entries in pages(bucket, prefix):
+        yield [{"Key": entry.key} for entry in entries]
+
+
+def _version_page(
+    bucket: str, prefix: str, position: dict[str, Any], clients: Clients
+) -> ListObjectVersionsOutputTypeDef:
+    return clients.boto.list_object_versions(Bucket=bucket, Prefix=prefix, **position)
+
+
+async def _remove(bucket: Bucket, batch: Sequence[ObjectIdentifierTypeDef]) -> list[str]:
+    """Remove a batch; what could not be removed, and why."""
+    what = f"{bucket.name} ({len(batch)} objects)"
+    try:
+        answer = await bucket.call(
+            what,
+            lambda clients: clients.boto.delete_objects(
+                Bucket=bucket.name, Delete={"Objects": list(batch), "Quiet": True}, **bucket.payer()
+            ),
+        )
+    except OSError:
+        return [failure for one in batch if (failure := await _remove_one(bucket, one)) is not None]
+    return [f"{one.get('Key')}: {one.get('Code')} {one.get('Message', '')}" for one in answer.get("Errors", ())]
+
+
+async def _remove_one(bucket: Bucket, one: ObjectIdentifierTypeDef) -> str | None:
+    """Alone, where the batch was refused as a whole: XML cannot spell every key, and some servers know no batches."""
+    version: dict[str, Any] = {"VersionId": one["VersionId"]} if "VersionId" in one else {}
+    try:
+        await bucket.call(
+            one["Key"], lambda clients: clients.boto.delete_object(**bucket.target(one["Key"]), **version)
+        )
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        return f"{one['Key']}: {e.strerror}"
+    return None
+
+
+async def _abort_uploads(bucket: Bucket, prefix: str) -> list[str]:
+    remaining: list[str] = []
+    position: dict[str, str] = {}
+    while True:
+        try:
+            page = await bucket.call(
+                prefix,
+                functools.partial(_upload_page, bucket.name, prefix, dict(position)),
+                reading=True,
+            )
+        except Refused:
+            return remaining  # a server that does not list uploads keeps none that could be found
+        for one in page.get("Uploads", ()):
+            # Some servers ignore the prefix here (moto does): another session's upload is not ours to abort.
+            if one["Key"].startswith(prefix) and (failure := await _abort(bucket, one["Key"], one["UploadId"])):
+                remaining.append(failure)
+        if not page.get("IsTruncated"):
+            return remaining
+        position = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def _upload_page(
+    bucket: str, prefix: str, position: dict[str, Any], clients: Clients
+) -> ListMultipartUploadsOutputTypeDef:
+    return clients.boto.list_multipart_uploads(Bucket=bucket, Prefix=prefix, **position)
+
+
+async def _abort(bucket: Bucket, key: str, upload_id: str) -> str | None:
+    try:
+        await bucket.call(
+            key, lambda clients: clients.boto.abort_multipart_upload(**bucket.target(key), UploadId=upload_id)
+        )
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        return f"{key} (unfinished upload): {e.strerror}"
+    return None
