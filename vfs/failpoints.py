@@ -20,6 +20,20 @@ POINTS = frozenset(
         "image.before-rename",
         "image.after-rename",
         "recovery.before-end",
+        "s3.delete.before",
+        "s3.delete.done",
+        "s3.image.before-save",
+        "s3.image.saved",
+        "s3.lease.before-renew",
+        "s3.lease.renewed",
+        "s3.move.before-copy",
+        "s3.move.copied",
+        "s3.move.deleted",
+        "s3.multipart.before-complete",
+        "s3.multipart.completed",
+        "s3.multipart.created",
+        "s3.write.before",
+        "s3.write.done",
     }
 )
 
