@@ -260,7 +260,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self.session.fsync(fh)
+        await self.session.fsync(fh, datasync=datasync)
 
     @_answered
     async def release(self, fh: int) -> None:

@@ -11,11 +11,11 @@ and deletes them: a process of its own, so the request path never waits for it.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from vfs import failpoints
+from vfs.durable import sync_directory
 from vfs.errors import DamagedState
 from vfs.inode import Dentry, Inode
 from vfs.journal import frame, frames, segment_path, segments
@@ -32,10 +33,10 @@ from vfs.namespace import ROOT, Namespace
 from vfs.records import decode
 from vfs.remote import Attempt, Entry, Remote
 
-__all__ = ["compact", "load", "lock", "replay", "save"]
+__all__ = ["ASIDE", "COMMAND", "compact", "load", "lock", "main", "replay", "save"]
 
 _CHUNK = 1000
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ASIDE = "image.new"
 
 
 class Header(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -102,32 +103,28 @@ def _chunks(namespace: Namespace) -> Iterator[Inodes | Dentries | Held]:
 
 def save(namespace: Namespace, directory: Path, segment: int) -> None:
     """The image of `namespace`, durably in place of the one before."""
-    aside = directory / "image.new"
-    with open(aside, "wb", opener=_private) as file:
-        count = 1
-        file.write(frame(_encode(Header(segment, namespace.next_ino, namespace.next_cookie))))
-        for chunk in _chunks(namespace):
-            file.write(frame(_encode(chunk)))
-            count += 1
-        file.write(frame(_encode(End(count))))
-        file.flush()
-        os.fsync(file.fileno())
+    aside = directory / ASIDE
+    try:
+        with open(aside, "wb", opener=_private) as file:
+            count = 1
+            file.write(frame(_encode(Header(segment, namespace.next_ino, namespace.next_cookie))))
+            for chunk in _chunks(namespace):
+                file.write(frame(_encode(chunk)))
+                count += 1
+            file.write(frame(_encode(End(count))))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     failpoints.reach("image.before-rename")
     aside.rename(directory / "image")
-    _sync_directory(directory)
+    sync_directory(directory)
     failpoints.reach("image.after-rename")
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def load(directory: Path) -> tuple[Namespace, int]:
@@ -202,10 +199,10 @@ def lock(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def replay(namespace: Namespace, path: Path, *, torn_ok: bool) -> int:
+def replay(namespace: Namespace, path: Path, *, torn_ok: bool, powered_off: bool = False) -> int:
     """Apply a journal segment; the result is the length of what is whole in it."""
     end = 0
-    for at, payload in frames(path, torn_ok=torn_ok):
+    for at, payload in frames(path, torn_ok=torn_ok, powered_off=powered_off):
         try:
             namespace.apply(decode(payload))
         except (msgspec.DecodeError, KeyError, AssertionError, ValueError) as e:
@@ -227,12 +224,21 @@ def compact(directory: Path, upto: int) -> None:
             segment_path(directory, segment).unlink()
 
 
-def _main(directory: Path, upto: int) -> None:
-    """Ends with the worker that asked for it: its successor must not find segments vanishing."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+COMMAND = (sys.executable, "-c", "from vfs.image import main; main()")
+"""Run it with a pipe as standard input, whose other end the worker keeps: see `main`."""
+
+
+def main() -> None:
+    """Ends with the worker that asked for it: its successor must not find segments vanishing.
+
+    PR_SET_PDEATHSIG would end it with the thread that forked it, and trio's threads end after ten idle seconds.
+    """
+    directory, upto = Path(sys.argv[1]), int(sys.argv[2])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with lock(directory):
         compact(directory, upto)
 
 
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]))
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -7,7 +7,8 @@ Space is reserved ahead of the end (fallocate with FALLOC_FL_KEEP_SIZE), so that
 (`Record.frees`) can still be written; any other is refused with ENOSPC, and the journal is as it was.
 
 Reading tells a torn tail (the last frame, which a crash cut short: it was never acknowledged, or not synced before
-power was lost) from damage (a frame that does not check with whole frames behind it), which is an error.
+power was lost) from damage (a frame that does not check with whole frames behind it), which is an error. Only after
+power loss can there be whole frames behind one that never reached the disk: pages are written in any order.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vfs import failpoints
+from vfs.durable import sync_directory
 from vfs.errors import DamagedState, error
-from vfs.records import Record, encode
+from vfs.records import Begin, Record, encode
 
 __all__ = ["Journal", "frame", "frames", "segment_path", "segments"]
 
 _HEADER = struct.Struct("<II")
 _AHEAD = 1 << 20
 _RESERVE = 1 << 16
+_PAGE = 4096
 _UNLIMITED = 1 << 62  # the disk cannot reserve
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
 
@@ -53,15 +56,15 @@ def frame(payload: bytes) -> bytes:
     return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
 
 
-def frames(path: Path, *, torn_ok: bool) -> Iterator[tuple[int, bytes]]:
-    """Each frame's end offset and payload. A torn tail ends the iteration if `torn_ok`; all other damage is an
-    error."""
+def frames(path: Path, *, torn_ok: bool, powered_off: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Each frame's end offset and payload. A torn tail ends the iteration if `torn_ok`, and so does a page that was
+    never written if the machine was `powered_off`; all other damage is an error."""
     content = path.read_bytes()
     at, end = 0, len(content)
     while at < end:
         payload = _payload(content, at)
         if payload is None:
-            if torn_ok and not _whole_frame_behind(content, at):
+            if torn_ok and (not _whole_frame_behind(content, at) or (powered_off and _is_unwritten(content, at))):
                 return
             raise DamagedState(str(path), f"the frame at byte {at} does not check")
         at += _HEADER.size + len(payload)
@@ -86,6 +89,19 @@ def _whole_frame_behind(content: bytes, at: int) -> bool:
     if not content[at:].strip(b"\0"):
         return False
     return any(_payload(content, offset) is not None for offset in range(at + 1, len(content) - _HEADER.size))
+
+
+def _is_unwritten(content: bytes, at: int) -> bool:
+    """Whether a page that the broken frame at `at` begins in or reaches into is nothing but zeros from there on."""
+    length, _ = _HEADER.unpack_from(content.ljust(at + _HEADER.size, b"\0"), at)
+    start, end = at, min(at + _HEADER.size + length, len(content))
+    while start < end or start == at:
+        page_end = start - start % _PAGE + _PAGE
+        page = content[start:page_end]
+        if page and not page.strip(b"\0"):
+            return True
+        start = page_end
+    return False
 
 
 def _reserve(fd: int, size: int) -> int:
@@ -122,11 +138,14 @@ class Journal:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         return os.open(segment_path(self.directory, segment), flags, 0o600)
 
-    def append(self, record: Record) -> None:
-        """The record is in the journal when this returns; ENOSPC or EIO if it is not, and then nothing has changed."""
+    def append(self, record: Record, *, frees: bool = False) -> None:
+        """The record is in the journal when this returns; ENOSPC or EIO if it is not, and then nothing has changed.
+
+        `frees`: it makes room, though its kind need not.
+        """
         framed = frame(encode(record))
         if self.size + len(framed) > self._reserved - _RESERVE:
-            self._make_room(len(framed), record.frees)
+            self._make_room(len(framed), frees or record.frees)
         if self._torn:
             self._cut()
         failpoints.reach("journal.before-record")
@@ -179,7 +198,7 @@ class Journal:
                 os.fdatasync(earlier)
             os.fdatasync(fd)
             if end[0] != self._synced[0]:
-                self.sync_directory()
+                sync_directory(self.directory)
         except OSError as e:
             self._failed = e
             raise
@@ -196,8 +215,9 @@ class Journal:
         ENOSPC, and nothing has changed, if the new one cannot have its reserve.
         """
         fd = self._open(self.segment + 1)
+        begin = frame(encode(Begin(self.size)))
         reserved = _reserve(fd, _RESERVE)
-        if not reserved:
+        if not reserved or os.write(fd, begin) != len(begin):
             os.close(fd)
             segment_path(self.directory, self.segment + 1).unlink()
             raise error(errno.ENOSPC, segment_path(self.directory, self.segment + 1))
@@ -205,15 +225,8 @@ class Journal:
         self._closed.append(self._fd)
         self._fd = fd
         self.segment += 1
-        self.size, self._reserved = 0, reserved
+        self.size, self._reserved = len(begin), reserved
         return self.segment
-
-    def sync_directory(self) -> None:
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def close(self) -> None:
         """Gives back what was reserved, but for what the next writer needs to delete on a full disk; does not sync."""

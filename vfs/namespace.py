@@ -1,9 +1,8 @@
 """The inode tree of a session.
 
 It changes only by `apply(record)`, in the worker after the record is in the journal and in recovery by reading the
-journal:
-the same code, so recovery cannot drift from what was promised. `apply` trusts the record; what may be done is decided
-before, in `rules`. Nothing here waits, touches the disk, or knows the time.
+journal: the same code, so recovery cannot drift from what was promised. `apply` trusts the record; what may be done is
+decided before, in `rules`. Nothing here waits, touches the disk, or knows the time.
 
 An inode whose last name is gone stays as an orphan while the kernel may hold it, until `Reclaim`.
 """
@@ -20,6 +19,7 @@ from vfs.errors import error
 from vfs.inode import Dentry, Inode
 from vfs.records import (
     Adopt,
+    Begin,
     Dirty,
     Evicted,
     Hydrated,
@@ -65,6 +65,7 @@ class Namespace:
             Removexattr: self._removexattr,
             Dirty: self._dirty,
             Reclaim: self._reclaim,
+            Begin: self._begin,
             Storing: self._storing,
             Stored: self._stored,
             Removed: self._removed,
@@ -285,6 +286,9 @@ class Namespace:
         inode.unsettled = True
         inode.sealed = False
         return inode
+
+    def _begin(self, r: Begin) -> None:
+        """Nothing: it is about the journal."""
 
     def _reclaim(self, r: Reclaim) -> None:
         for ino in r.inos:

@@ -2,12 +2,10 @@
 
 A record says what became so, not what was asked for: it holds the new inode's number, the owner after set-id rules, the
 time. Applying the same records to the same namespace gives the same namespace, cookies included. Times are nanoseconds
-since
-the epoch. `pid` is the thread that asked (0: none), which is how a request that is sent again finds what it did.
+since the epoch. `pid` is the thread that asked (0: none), which is how a request that is sent again finds what it did.
 
 The encoding is msgpack: an array whose first element is the record's tag. A tag, and the meaning and order of the
-fields
-behind it, never change; a new field goes last, with a default.
+fields behind it, never change; a new field goes last, with a default.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import msgspec
 
 __all__ = [
     "Adopt",
+    "Begin",
     "Dirty",
     "Evicted",
     "Hydrated",
@@ -202,6 +201,13 @@ class Evicted(_Record, tag=16):
     rows: list[tuple[int, int, int]]
 
 
+class Begin(_Record, tag=17):
+    """The first record of each segment but the session's first: how many bytes the one before has. After power loss a
+    segment can be on disk of which the one before has lost its end."""
+
+    previous: int
+
+
 Record = (
     Make
     | Link
@@ -219,6 +225,7 @@ Record = (
     | Renewed
     | Hydrated
     | Evicted
+    | Begin
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,10 +1,9 @@
 """From the files in a state directory to the namespace that was promised.
 
 The image, then the journal's segments; then what no record holds is read from the backing files: size and mtime of
-unsettled
-files. After a crash a settled file's backing file is brought to the recorded size (a truncation whose record was
-written and
-whose ftruncate was not), and backing files without an inode are removed.
+unsettled files. After a crash a settled file's backing file is brought to the recorded size (a truncation whose record
+was written and whose ftruncate was not), and what a crash left behind is removed: backing files without an inode, half
+an image, segments that are in the image already. After power loss history ends where the disk's copy of it does.
 """
 
 from __future__ import annotations
@@ -16,30 +15,26 @@ from vfs import failpoints, image
 from vfs.content import Content
 from vfs.errors import DamagedState
 from vfs.inode import Inode
-from vfs.journal import Journal, segment_path, segments
+from vfs.journal import Journal, frames, segment_path, segments
 from vfs.namespace import Namespace
+from vfs.records import Begin, decode
 
 __all__ = ["recover"]
 
 log = logging.getLogger(__name__)
 
 
-def recover(directory: Path, content: Content, *, crashed: bool) -> tuple[Namespace, Journal]:
+def recover(
+    directory: Path, content: Content, *, crashed: bool, powered_off: bool = False
+) -> tuple[Namespace, Journal]:
     """The namespace as the last session left it, and the journal to go on with."""
     with image.lock(directory):
         namespace, first = image.load(directory)
-        present = [segment for segment in segments(directory) if segment >= first]
-        if present and present != list(range(first, present[-1] + 1)):
-            raise DamagedState(str(directory), f"journal segments {present} do not follow each other from {first}")
-        last, end = first, 0
-        for segment in present:
-            path = segment_path(directory, segment)
-            last, end = segment, image.replay(namespace, path, torn_ok=segment == present[-1])
-            torn = path.stat().st_size - end
-            if torn:
-                log.warning(
-                    "%s: %d bytes behind the last whole record were cut: they were never acknowledged", path, torn
-                )
+        last, end = _replay(namespace, directory, first, powered_off)
+        (directory / image.ASIDE).unlink(missing_ok=True)
+        for segment in segments(directory):
+            if not first <= segment <= last:
+                segment_path(directory, segment).unlink()
     for inode in namespace.inodes.values():
         if inode.unsettled:
             _read_backing(inode, content)
@@ -51,6 +46,39 @@ def recover(directory: Path, content: Content, *, crashed: bool) -> tuple[Namesp
             content.remove(ino)
     failpoints.reach("recovery.before-end")
     return namespace, Journal(directory, last, end)
+
+
+def _replay(namespace: Namespace, directory: Path, first: int, powered_off: bool) -> tuple[int, int]:
+    """Apply the segments from `first` on; the result is the last one that counts, and the length of what is whole in
+    it."""
+    present = [segment for segment in segments(directory) if segment >= first]
+    for expected, segment in enumerate(present or [-1], first):
+        if segment != expected:
+            raise DamagedState(str(segment_path(directory, expected)), "it is not there")
+    last, end = first, 0
+    for segment in present:
+        path = segment_path(directory, segment)
+        newest = segment == present[-1]
+        if segment != first and not _continues(path, end, newest, powered_off):
+            break
+        last, end = segment, image.replay(namespace, path, torn_ok=newest or powered_off, powered_off=powered_off)
+        torn = path.stat().st_size - end
+        if torn:
+            log.warning("%s: %d bytes behind the last whole record were cut: they were never acknowledged", path, torn)
+            break
+    return last, end
+
+
+def _continues(path: Path, end: int, newest: bool, powered_off: bool) -> bool:
+    """Does the segment go on where the one before ends? False if a crash came before it had begun, or power loss took
+    the end of the one before."""
+    for _, payload in frames(path, torn_ok=newest or powered_off, powered_off=powered_off):
+        if decode(payload) == Begin(end):
+            return True
+        if powered_off:
+            return False
+        raise DamagedState(str(path), f"it does not go on where the one before ends, at {end} bytes")
+    return False
 
 
 def _read_backing(inode: Inode, content: Content) -> None:
@@ -69,4 +97,6 @@ def _settle(inode: Inode, content: Content) -> None:
     backing = content.stat(inode.ino)
     if (backing.st_size if backing else 0) != inode.size:
         content.truncate(inode.ino, inode.size)
-    content.touch(inode.ino, inode.mtime_ns)
+        backing = None
+    if backing is None or backing.st_mtime_ns != inode.mtime_ns:
+        content.touch(inode.ino, inode.mtime_ns)

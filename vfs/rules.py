@@ -1,8 +1,7 @@
 """What POSIX allows: each function checks one request against the namespace and gives the record that carries it out.
 
 It raises the OSError that rename(2), unlink(2) ... would raise, or returns None where the request is allowed and
-changes
-nothing. Who may do it is the kernel's business (`default_permissions`); callers of the Python API are trusted.
+changes nothing. Who may do it is the kernel's business (`default_permissions`); callers of the Python API are trusted.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ __all__ = [
     "child",
     "link",
     "make",
+    "mode_after_write",
     "removexattr",
     "rename",
     "rmdir",
@@ -216,6 +216,22 @@ def _is_below(directory: Inode, ancestor: Inode) -> bool:
     return True
 
 
+def mode_after_write(inode: Inode, uid: int) -> int | None:
+    """What is left of the mode when someone without CAP_FSETID writes or truncates, or None: all of it.
+
+    The kernel does it by a setattr of its own, except for O_TRUNC that comes with the open (fuse_do_setattr).
+    """
+    if uid == 0 or not inode.mode & SETID:
+        return None
+    return _without_setid(inode.mode)
+
+
+def _without_setid(mode: int) -> int:
+    """Set-group-id without group execution is something else (mandatory locking), and stays."""
+    mode = stat.S_IMODE(mode) & ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
+
+
 def setattr(inode: Inode, changes: Changes, time_ns: int, *, pid: int = 0) -> Setattr:
     """chmod, chown, truncate and utimens in one. Setting the size sets mtime; either settles the file.
 
@@ -225,9 +241,7 @@ def setattr(inode: Inode, changes: Changes, time_ns: int, *, pid: int = 0) -> Se
     if mode is not None:
         mode &= 0o7777
     elif (changes.uid is not None or changes.gid is not None) and not inode.is_dir and inode.mode & SETID:
-        mode = stat.S_IMODE(inode.mode) & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
-            mode &= ~stat.S_ISGID
+        mode = _without_setid(inode.mode)
     size, mtime_ns = changes.size, changes.mtime_ns
     if size is not None:
         if inode.is_dir:
@@ -249,7 +263,9 @@ def setxattr(inode: Inode, name: bytes, value: bytes, time_ns: int, *, pid: int 
         raise error(errno.E2BIG, name)
     if not name.startswith((b"user.", b"trusted.", b"security.")):
         raise error(errno.ENOTSUP, name)
-    held = sum(len(n) + len(v) for n, v in inode.xattrs.items()) if inode.xattrs else 0
+    if name.count(b".") == 1 and name.endswith(b"."):
+        raise error(errno.EINVAL, name)
+    held = sum(len(n) + len(v) for n, v in inode.xattrs.items() if n != name) if inode.xattrs else 0
     if held + len(name) + len(value) > 4 * XATTR_SIZE_MAX:
         raise error(errno.ENOSPC, name)
     return Setxattr(inode.ino, name, value, time_ns, pid)

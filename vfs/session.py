@@ -12,15 +12,14 @@ import errno
 import logging
 import os
 import stat
-import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 import trio
 
-from vfs import rules
+from vfs import image, rules
 from vfs.content import Content
 from vfs.errors import error
 from vfs.fileref import validate_session_id
@@ -32,11 +31,22 @@ from vfs.records import Dirty, Reclaim, Setattr
 from vfs.recovery import recover
 from vfs.rules import Changes
 from vfs.state import State
-from vfs.tree import KERNEL, Caller, Ownership, Tree
+from vfs.tree import KERNEL, SEGMENT_BYTES, Caller, Ownership, Tree
 
 __all__ = ["KERNEL", "Caller", "Ownership", "Receipt", "Session"]
 
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _held_pipe() -> Iterator[int]:
+    """A pipe to read from that ends when this process does, or the block."""
+    ends = os.pipe()
+    try:
+        yield ends[0]
+    finally:
+        for fd in ends:
+            os.close(fd)
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -69,6 +79,7 @@ class Session(Tree):
         self._lookups: dict[int, int] = {}
         self._opens: dict[int, int] = {}
         self._compacting = False
+        self._compact_above = 0  # after a failure: not again at the next record
         self._journal_sync = trio.Lock()
 
     @classmethod
@@ -94,27 +105,37 @@ class Session(Tree):
         owner = owner or Ownership()
         policy = policy or Policy(uid=owner.uid, gid=owner.gid, read_only=read_only)
         held = State(state / session_id, session_id)
-        content = Content(held.directory / "content")
+        clean = False
         try:
-            namespace, journal = recover(held.directory, content, crashed=held.crashed)
-            session = cls(session_id, held, content, namespace, journal, policy, adopted=adopted)
-            session._begin()
-            async with trio.open_nursery() as nursery:
-                session._nursery = nursery
-                yield session
-                nursery.cancel_scope.cancel()
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(session._flush)
-        except BaseException:
-            held.close(clean=False)
-            raise
-        else:
-            journal.close()
-            held.close(clean=True)
+            with contextlib.closing(Content(held.directory / "content")) as content:
+                namespace, journal = recover(
+                    held.directory, content, crashed=held.crashed, powered_off=held.powered_off
+                )
+                with contextlib.closing(journal):
+                    session = cls(session_id, held, content, namespace, journal, policy, adopted=adopted)
+                    async with session._running():
+                        yield session
+                    with trio.CancelScope(shield=True):
+                        await trio.to_thread.run_sync(session._flush)
+            clean = True
         finally:
-            content.close()
+            held.close(clean=clean)
 
     _nursery: trio.Nursery
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        """The session's own tasks run until the block ends. What the block raises comes out as it is, in no group."""
+        failure: Exception | None = None
+        async with trio.open_nursery() as self._nursery:
+            try:
+                self._begin()
+                yield
+            except Exception as e:
+                failure = e
+            self._nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     def _begin(self) -> None:
         root = self.namespace.root
@@ -131,7 +152,7 @@ class Session(Tree):
         self.journal.sync()
 
     def _segment_full(self) -> None:
-        if not self._compacting:
+        if not self._compacting and self.journal.size > self._compact_above:
             self._compacting = True
             self._nursery.start_soon(self._compact)
 
@@ -139,10 +160,16 @@ class Session(Tree):
         """Close the segment and have the next image made of it, by a process of its own."""
         try:
             upto = self.journal.rotate()
-            command = [sys.executable, "-m", "vfs.image", str(self.directory), str(upto)]
-            done = await trio.run_process(command, check=False, capture_stderr=True)
+            with _held_pipe() as stdin:
+                command = [*image.COMMAND, str(self.directory), str(upto)]
+                done = await trio.run_process(command, stdin=stdin, check=False, capture_stderr=True)
             if done.returncode != 0:
                 log.error("%s: no new image (status %d): %s", self.id, done.returncode, done.stderr.decode()[-2000:])
+        except OSError as e:
+            log.error("%s: the journal grows on, for now: %s", self.id, e)
+            self._compact_above = self.journal.size + SEGMENT_BYTES
+        else:
+            self._compact_above = 0
         finally:
             self._compacting = False
 
@@ -158,23 +185,36 @@ class Session(Tree):
         """chmod, chown, truncate, utimens; times to the nanosecond."""
         self._writable()
         inode = self.namespace.inode(ino)
-        if self.owner.uid is not None:
-            changes.uid = None
-        if self.owner.gid is not None:
-            changes.gid = None
-        now = time.time_ns()
-        if changes.size is not None and inode.is_file:
-            if self.quota is not None:
-                self.quota.admit_size(inode, changes.size)
-            self._begin_write(inode)
-        self._commit(rules.setattr(inode, changes, now, pid=caller.pid))
+        if self.owner.uid is not None or self.owner.gid is not None:
+            changes = msgspec.structs.replace(
+                changes,
+                uid=None if self.owner.uid is not None else changes.uid,
+                gid=None if self.owner.gid is not None else changes.gid,
+            )
+        record = rules.setattr(inode, changes, time.time_ns(), pid=caller.pid)
         if changes.size is not None:
-            self.content.truncate(ino, changes.size)
-            for observer in self.observers:
-                observer.written(inode)
-        if changes.mtime_ns is not None or changes.size is not None:
+            self._resize(inode, changes.size, record)
+        else:
+            self._commit(record)
+        if record.mtime_ns is not None:
             self.content.touch(ino, inode.mtime_ns)
         return inode
+
+    def _resize(self, inode: Inode, size: int, record: Setattr) -> None:
+        """A file grows before its record and shrinks after it: growing can fail, what was cut off cannot come back."""
+        if self.quota is not None:
+            self.quota.admit_size(inode, size)
+        before = inode.size
+        self._begin_write(inode, frees=size <= before)
+        if size > before:
+            self.content.truncate(inode.ino, size)
+        try:
+            self._commit(record, frees=size <= before)
+        finally:
+            if inode.size <= before:
+                self.content.truncate(inode.ino, inode.size)
+        for observer in self.observers:
+            observer.written(inode)
 
     # ---- bytes
 
@@ -188,8 +228,7 @@ class Session(Tree):
         """open(2) of a file that exists: O_TRUNC is carried out here; each open is ended by one `release`."""
         inode = self._file(ino)
         if flags & os.O_TRUNC:
-            if inode.size or inode.unsettled:
-                await self.setattr(ino, Changes(size=0), caller)
+            await self.setattr(ino, Changes(size=0, mode=rules.mode_after_write(inode, caller.uid)), caller)
         elif self.read_only and flags & os.O_ACCMODE != os.O_RDONLY:
             raise error(errno.EROFS, self.id)
         self._opens[ino] = self._opens.get(ino, 0) + 1
@@ -207,9 +246,11 @@ class Session(Tree):
             self._opens[ino] = opens
             return
         inode = self.namespace.inodes.get(ino)
-        if inode is not None:
-            for observer in self.observers:
-                observer.released(inode)
+        if inode is None:
+            return
+        for observer in self.observers:
+            observer.released(inode)
+        self._let_go(inode)
 
     async def read(self, ino: int, offset: int, size: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the file."""
@@ -225,9 +266,9 @@ class Session(Tree):
             content = content.ljust(min(size, inode.size - offset), b"\0")
         return content
 
-    def _begin_write(self, inode: Inode) -> None:
+    def _begin_write(self, inode: Inode, *, frees: bool = False) -> None:
         if not inode.unsettled or inode.sealed:
-            self._commit(Dirty(inode.ino, inode.generation + 1))
+            self._commit(Dirty(inode.ino, inode.generation + 1), frees=frees)
 
     async def write(self, ino: int, offset: int, data: bytes) -> int:
         """Bytes taken: all, or fewer on a disk that is full; ENOSPC if none. Beyond the end, what is between is a
@@ -249,11 +290,14 @@ class Session(Tree):
 
     # ---- durability
 
-    async def fsync(self, ino: int) -> None:
-        """The file's bytes and attributes, its name, and all that was done to names before, are on disk."""
+    async def fsync(self, ino: int, *, datasync: bool = False) -> None:
+        """The file's bytes and attributes, its name, and all that was done to names before, are on disk.
+
+        `datasync`: the mtime of a file that was only overwritten may come later (fdatasync(2)).
+        """
         if self.namespace.inode(ino).is_file:
             with contextlib.suppress(FileNotFoundError), self.content.lease(ino) as fd:
-                await trio.to_thread.run_sync(os.fdatasync, fd)
+                await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fd)
             if not self.content.is_durable(ino):
                 await trio.to_thread.run_sync(self.content.sync_directory)
         if self.journal.needs_sync:

@@ -1,8 +1,7 @@
 """The tree of a session as callers change it: names, attributes and xattrs, each change journaled before it is made.
 
 Every call here is synchronous: between the check, the record in the journal and the change nothing is awaited, so each
-is
-atomic without a lock. `Session` adds the bytes.
+is atomic without a lock. `Session` adds the bytes.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from vfs.policy import Policy
 from vfs.quota import Quota, SoftLimit
 from vfs.records import Make, Record
 
-__all__ = ["KERNEL", "Caller", "Observer", "Ownership", "Tree"]
+__all__ = ["KERNEL", "SEGMENT_BYTES", "Caller", "Observer", "Ownership", "Tree"]
 
-_SEGMENT_BYTES = 4 << 20  # replay of a segment of this size takes about 0.3 s
+SEGMENT_BYTES = 4 << 20  # replay of a segment of this size takes about 0.3 s
 
 
 class Caller(Protocol):
@@ -97,13 +96,13 @@ class Tree(ABC):
 
     # ---- records
 
-    def _commit(self, record: Record) -> Inode | None:
-        """The record into the journal, then into the namespace."""
-        self.journal.append(record)
+    def _commit(self, record: Record, *, frees: bool = False) -> Inode | None:
+        """The record into the journal, then into the namespace. `frees`: it makes room, whatever its kind does."""
+        self.journal.append(record, frees=frees)
         inode = self.namespace.apply(record)
         for observer in self.observers:
             observer.committed(record, inode)
-        if self.journal.size > _SEGMENT_BYTES:
+        if self.journal.size > SEGMENT_BYTES:
             self._segment_full()
         return inode
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.disk import fill, small_ext4, small_tmpfs
 from vfs.errors import DamagedState
 from vfs.journal import Journal, frame, frames, segment_path, segments
-from vfs.records import Link, Make, Reclaim, Record, Rename, Setattr, Setxattr, Unlink, decode
+from vfs.records import Begin, Link, Make, Reclaim, Record, Rename, Setattr, Setxattr, Unlink, decode
 
 RECORDS: list[Record] = [
     Make(1, b"d\xff", 2, 0o40755, 1000, 1000, 1_700_000_000_123_456_789, 17),
@@ -98,6 +98,34 @@ def test_a_changed_byte_before_the_last_record_is_an_error_that_names_the_file(
     assert caught.value.errno == errno.EIO
 
 
+@pytest.mark.parametrize("powered_off", [False, True])
+def test_a_page_that_never_reached_the_disk_ends_history_after_power_loss_and_is_damage_otherwise(
+    tmp_path: Path, powered_off: bool
+) -> None:
+    records: list[Record] = [Unlink(1, b"n" * (1 + i % 255), i) for i in range(200)]
+    path = written(tmp_path, records)
+    whole = sum(end <= 4096 for end, _ in frames(path, torn_ok=False))
+    content = bytearray(path.read_bytes())
+    content[4096:8192] = bytes(4096)
+    path.write_bytes(content)
+    if powered_off:
+        found = [decode(payload) for _, payload in frames(path, torn_ok=True, powered_off=True)]
+        assert found == records[:whole]
+    else:
+        with pytest.raises(DamagedState):
+            read(path)
+
+
+def test_a_changed_byte_is_damage_after_power_loss_too(tmp_path: Path) -> None:
+    records: list[Record] = [Unlink(1, b"n" * (1 + i % 255), i) for i in range(200)]
+    path = written(tmp_path, records)
+    content = bytearray(path.read_bytes())
+    content[4096] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedState):
+        list(frames(path, torn_ok=True, powered_off=True))
+
+
 def test_a_writer_goes_on_behind_the_last_whole_record(tmp_path: Path) -> None:
     path = written(tmp_path)
     ends = [end for end, _ in frames(path, torn_ok=False)]
@@ -121,7 +149,8 @@ def test_a_record_goes_to_the_newest_segment(tmp_path: Path) -> None:
     journal.append(RECORDS[1])
     journal.close()
     assert read(segment_path(tmp_path, 0), torn_ok=False) == RECORDS[:1]
-    assert read(segment_path(tmp_path, 1), torn_ok=False) == RECORDS[1:2]
+    begin = Begin(segment_path(tmp_path, 0).stat().st_size)
+    assert read(segment_path(tmp_path, 1), torn_ok=False) == [begin, RECORDS[1]]
 
 
 def test_a_sync_covers_closed_segments_and_what_was_appended_before_it(tmp_path: Path) -> None:
@@ -161,7 +190,8 @@ def test_appends_and_rotations_during_syncs_are_never_taken_for_synced(tmp_path:
     journal.sync()
     assert not journal.needs_sync
     journal.close()
-    assert sum(len(read(segment_path(tmp_path, n), torn_ok=False)) for n in segments(tmp_path)) == 200
+    records = [record for n in segments(tmp_path) for record in read(segment_path(tmp_path, n), torn_ok=False)]
+    assert [record for record in records if not isinstance(record, Begin)] == RECORDS[:2] * 100
 
 
 def test_a_full_disk_refuses_what_needs_room_and_takes_what_makes_room(small_disk: Path) -> None:
@@ -216,7 +246,7 @@ def test_a_segment_is_not_begun_without_room_to_delete_in_it(small_disk: Path) -
     fill(small_disk)
     journal.append(Unlink(1, b"b", 1))
     journal.close()
-    assert read(segment_path(small_disk, 1), torn_ok=False) == [Unlink(1, b"b", 1)]
+    assert read(segment_path(small_disk, 1), torn_ok=False)[1:] == [Unlink(1, b"b", 1)]
 
 
 @pytest.fixture
