@@ -23,6 +23,13 @@ COMMAND = Path(sys.executable).parent / "mount-session"
 DEADLINE = 30.0  # seconds until a session is mounted, or stopped; both take well under one when the machine is idle
 
 
+def run(*command: str | Path, cwd: Path | None = None, timeout: float = 120) -> str:
+    """Runs a program that must succeed, and returns its standard output."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"{command}: {done.stderr[-4000:]}{done.stdout[-4000:]}"
+    return done.stdout
+
+
 @dataclass
 class Mounted:
     session: str
