@@ -169,9 +169,9 @@ class Bucket:
         except FileNotFoundError:
             self.counts["deletes of absent objects"] += 1
 
-    async def check(self, key: str, condition: Condition) -> None:
+    async def check(self, key: str, condition: Condition, *, always: bool = False) -> None:
         """Where the endpoint ignores conditions: ask first. It leaves a gap, but finds what happened before."""
-        if self.conditional or condition is ANY:
+        if condition is ANY or (self.conditional and not always):
             return
         try:
             found = (await self.stat(key)).version

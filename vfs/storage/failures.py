@@ -142,7 +142,7 @@ def from_answer(status: int, code: str, message: str, what: str) -> OSError:
         return Conflict(what)
     if code in _SLOW or status in (429, 503):
         return Unavailable(what, said, slow_down=True)
-    if status >= 500 or status == 408 or code in _PASSING:
+    if (status >= 500 and status != 501) or status == 408 or code in _PASSING:
         return Unavailable(what, said)
     if status in (401, 403) or code in _DENIED:
         return AccessDenied(what, said)

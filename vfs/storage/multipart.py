@@ -94,7 +94,7 @@ async def upload(
         bucket.counts["bytes written"] += size
         return answer["ETag"]
 
-    await bucket.check(key, condition)
+    await bucket.check(key, condition, always=True)  # rather than after hours of uploading
     return await _assemble(bucket, key, cut(source.size, part), attributes, condition, send)
 
 
@@ -190,6 +190,8 @@ async def _complete(
     listed: list[CompletedPartTypeDef] = [
         {"PartNumber": number, "ETag": etag} for (number, _, _), etag in zip(parts, etags, strict=True)
     ]
+    # Some servers honour conditions on single writes and ignore them here (moto 5.2 does).
+    await bucket.check(key, condition, always=True)
     extra: dict[str, Any] = {}
     if condition is None:
         extra["IfNoneMatch"] = "*"
