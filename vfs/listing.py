@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from vfs.fileref import FileRef
+from vfs.metadata import normalised
 
 __all__ = ["UNKNOWN_SIZE", "check_path", "checked", "sound"]
 
@@ -43,8 +44,9 @@ def check_path(path: str) -> None:
             raise ValueError(f"a name longer than {NAME_MAX} bytes")
 
 
-def sound(ref: FileRef, path: str) -> FileRef:
-    """`ref` under `path`, with its version as text. ValueError says which field is of the wrong type.
+def sound(ref: FileRef, path: str, subject: str) -> FileRef:
+    """`ref` under `path`, with version and metadata as text. ValueError says which field is of the wrong type.
+    `subject` says in a log line whose answer it was.
 
     Needed because msgspec checks types when it decodes, not when a program makes the struct.
     """
@@ -65,16 +67,16 @@ def sound(ref: FileRef, path: str) -> FileRef:
     for name in ("content_type", "checksum", "storage_url"):
         if not isinstance(value := getattr(ref, name), str | None):
             raise ValueError(f"{name} of type {type(value).__name__}")
-    if ref.path == path and ref.version == version:
-        return ref
-    return msgspec.structs.replace(ref, path=path, version=version)
+    metadata = normalised(ref.metadata, f"{subject}: {path!r}") if ref.metadata else {}
+    return msgspec.structs.replace(ref, path=path, version=version, metadata=metadata)
 
 
 def checked(
-    entries: Iterable[object], inward: Callable[[str], str], reject: Callable[[str, str], None]
+    entries: Iterable[object], inward: Callable[[str], str], reject: Callable[[str, str], None], subject: str
 ) -> list[FileRef]:
     """The entries that can be files, as FileRefs with relative paths. `inward` takes a path as the callback gave it
-    to the session's, raising ValueError; `reject(path, reason)` hears of each entry that is left out."""
+    to the session's, raising ValueError; `reject(path, reason)` hears of each entry that is left out; `subject` is
+    as for `sound`."""
     now = datetime.now(UTC)
     files: dict[str, FileRef] = {}
     for entry in entries:
@@ -87,7 +89,7 @@ def checked(
             if path in files:
                 raise ValueError("listed twice")
             if isinstance(entry, FileRef):
-                files[path] = sound(entry, path)
+                files[path] = sound(entry, path, subject)
             else:
                 files[path] = FileRef(path=path, size=UNKNOWN_SIZE, created_at=now)
         except ValueError as e:

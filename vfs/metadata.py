@@ -22,7 +22,8 @@ NAME_MAX = 255 - len("user.")  # linux/limits.h: XATTR_NAME_MAX
 VALUE_MAX = 65536  # XATTR_SIZE_MAX
 
 
-def normalised(answer: Mapping[Any, Any], name: str, callback: str, path: str) -> dict[str, str]:
+def normalised(answer: Mapping[Any, Any], subject: str) -> dict[str, str]:
+    """`subject` says in a log line whose answer it was, and about what."""
     metadata: dict[str, str] = {}
     for key, value in answer.items():
         if value is None:
@@ -30,7 +31,7 @@ def normalised(answer: Mapping[Any, Any], name: str, callback: str, path: str) -
         try:
             metadata[_key(key)] = _text(value)
         except ValueError as e:
-            log.warning("%s: %s(%r): metadata %.100r is left out: %s", name, callback, path, key, e)
+            log.warning("%s: metadata %.100r is left out: %s", subject, key, e)
     return metadata
 
 

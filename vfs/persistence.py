@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Literal, cast
 
-import msgspec
 import trio
 
 from vfs import callbacks, listing
@@ -113,7 +112,8 @@ class Persistence:
         if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
             raise self._caller.bad_answer("on_list", "/", "paths or FileRefs", answer)
         before, self.skipped = self.skipped, {}
-        files = listing.checked(answer, self._inward, lambda path, why: self._skip(path, why, before))
+        subject = f"{self.name}: on_list"
+        files = listing.checked(answer, self._inward, lambda path, why: self._skip(path, why, before), subject)
         if len(self.skipped) > COMPLAINTS:
             log.warning("%s: on_list: %d entries left out in all", self.name, len(self.skipped))
         return files
@@ -284,18 +284,17 @@ class Persistence:
 
     def _sound(self, callback: str, path: str, ref: FileRef) -> FileRef:
         try:
-            return listing.sound(ref, path)
+            return listing.sound(ref, path, f"{self.name}: {callback}")
         except ValueError as e:
             raise self._caller.bad_answer(callback, path, f"a sound FileRef ({e})", ref) from None
 
     def _outcome(self, callback: str, path: str, answer: object, context: Context) -> FileRef:
         """What the callback said about a file that it wrote, completed by what we know."""
         if isinstance(answer, FileRef):
-            ref = self._sound(callback, path, answer)
-            return msgspec.structs.replace(ref, metadata=normalised(ref.metadata, self.name, callback, path))
+            return self._sound(callback, path, answer)
         if not (answer is None or isinstance(answer, Mapping)):
             raise self._caller.bad_answer(callback, path, "metadata (a mapping), FileRef or None", answer)
-        metadata = normalised(answer or {}, self.name, callback, path)
+        metadata = normalised(answer or {}, f"{self.name}: {callback}({path!r})")
         return FileRef(
             path=path,
             size=context.get("size", UNKNOWN_SIZE),
