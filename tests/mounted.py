@@ -48,6 +48,7 @@ class Mounted:
         mounted = cls(session, path, state, process, log)
         try:
             mounted.line = mounted._read_line()
+            assert os.path.ismount(path), mounted.line
         except BaseException:
             mounted.clean_up()
             raise
