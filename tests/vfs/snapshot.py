@@ -68,5 +68,6 @@ def check(namespace: Namespace) -> None:
 
 def abandoned(directory: Path, copy: Path) -> Path:
     """A copy of a state directory as `kill -9` of its process would leave it at this moment."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "-a", "--sparse=always", directory, copy], check=True)
     return copy
