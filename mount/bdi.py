@@ -1,8 +1,8 @@
 """The backing device info of a mount: how far the kernel reads ahead in it, and how much of it may be dirty.
 
 A FUSE mount gets 128 KiB of read-ahead and at most 1 % of the dirty page limit, whatever the server negotiates; only
-root may raise them, under /sys/class/bdi. One request carries 1 MiB at most (`handshake.MAX_WRITE`), so read-ahead below
-that wastes round trips. Called by the supervisor once a mount exists.
+root may raise them, under /sys/class/bdi. One request carries 1 MiB at most (`handshake.MAX_WRITE`), so read-ahead
+below that wastes round trips. Called by the supervisor once a mount exists.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """A channel: requests and replies in both directions over one SOCK_SEQPACKET socket, descriptors included.
 
 Supervisor and worker talk through one; so does a new supervisor that takes a worker over. Each side may call the other
-at any time, and calls overlap. One `serve` task reads; a call made after the peer is gone raises BrokenChannel at once, one
-that is under way when it goes raises BrokenChannel too.
+at any time, and calls overlap. One `serve` task reads; a call made after the peer is gone raises BrokenChannel at once,
+one that is under way when it goes raises BrokenChannel too.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from mount.config import Failure
 
 MAX_MESSAGE: Final = 128 * 1024
 MAX_DESCRIPTORS: Final = 8
+_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)  # EBADF: closed at this end meanwhile
 
 
 class BrokenChannel(ConnectionError):
@@ -114,7 +116,9 @@ class Channel:
         async with self._sending:
             try:
                 await self._sock.sendmsg([encoded], pack_descriptors(descriptors))
-            except (BrokenPipeError, ConnectionResetError, trio.ClosedResourceError) as error:
+            except (OSError, trio.ClosedResourceError) as error:
+                if isinstance(error, OSError) and error.errno not in _GONE:
+                    raise
                 raise BrokenChannel("the process at the other end is gone") from error
 
     async def serve(self, handler: Handler) -> None:
@@ -135,7 +139,9 @@ class Channel:
         space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
         try:
             encoded, ancillary, _, _ = await self._sock.recvmsg(MAX_MESSAGE, space)
-        except (ConnectionResetError, trio.ClosedResourceError):
+        except (OSError, trio.ClosedResourceError) as error:
+            if isinstance(error, OSError) and error.errno not in _GONE:
+                raise
             return None
         if not encoded:
             return None

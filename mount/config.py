@@ -1,17 +1,19 @@
 """What a mount is asked to be, and what is told about it: the plain structures that supervisor and worker exchange.
 
-They go through sockets and into files as msgpack, so every field is bytes, numbers or text that can be encoded; paths are
-bytes, for a path need not be UTF-8. A new field gets a default: after an upgrade the other side may be older.
+They go through sockets and into files as msgpack, so every field is bytes, numbers or text that can be encoded; paths
+are bytes, for a path need not be UTF-8. A new field gets a default: after an upgrade the other side may be older.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import msgspec
 
 from mount.handshake import Agreement
+from vfs.fileref import validate_session_id
 
 
 class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +27,9 @@ class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     gid: int | None = None
     """One owner for all that is in the session, whoever made it; None: as the programs made it."""
+
+    def __post_init__(self) -> None:
+        validate_session_id(self.session)
 
     @property
     def mountpoint_path(self) -> Path:
@@ -79,7 +84,7 @@ class Failure(msgspec.Struct, frozen=True):
     """An exception on its way through a socket."""
 
     kind: str
-    errno: int
+    number: int
     text: str
     filename: str | None = None
 
@@ -91,9 +96,9 @@ class Failure(msgspec.Struct, frozen=True):
         return cls(type(error).__name__, 0, str(error))
 
     def error(self) -> Exception:
-        """The exception again: an OSError with its errno, or else a RuntimeError that names the kind."""
-        if self.errno:
-            return OSError(self.errno, self.text, self.filename)
+        """The exception again, an OSError with its errno or a ValueError; a defect is an EIO that names it."""
+        if self.number:
+            return OSError(self.number, self.text, self.filename)
         if self.kind == "ValueError":
             return ValueError(self.text)
-        return RuntimeError(f"{self.kind}: {self.text}")
+        return OSError(errno.EIO, f"{self.kind}: {self.text}; this is a defect of mount-session, see the log")

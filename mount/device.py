@@ -4,9 +4,9 @@ libfuse takes the `/dev/fd/M` that `connect` names for an already mounted descri
 pair in which the replayed INIT lies (`handshake.Agreement.request`); when libfuse has read it, the real descriptor is
 dup2()ed over M. From then on libfuse reads from and answers to the kernel directly.
 
-pyfuse3 looks `trio` up as an attribute of its module (its own `pyfuse3.asyncio.enable` replaces it the same way), so the
-switch, the polling and the gate need no patch: they are our `wait_readable`. There is one device in a process, for pyfuse3
-has one session in a process. Only the worker imports this.
+pyfuse3 looks `trio` up as an attribute of its module (its own `pyfuse3.asyncio.enable` replaces it the same way), so
+the switch, the polling and the gate need no patch: they are our `wait_readable`. There is one device in a process, for
+pyfuse3 has one session in a process. Only the worker imports this.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ class Device:
         """Return when a request is there; ClosedResourceError, which ends pyfuse3's loop, once the gate is closed.
 
         A request that is there already costs one poll(2). While clients answer at once (a copy, a build), the next one
-        comes within SPIN: looking for it that long saves putting the process to sleep and waking it. Measured on 2 cores:
-        stat by one client 18,800/s -> 24,200/s with poll -> 51,200/s with the spin; 4 KiB writes 12,300 -> 23,900/s. When
-        looking was in vain it is left out for twice as many requests each time, so a quiet session costs no CPU.
-        Without an awaited checkpoint now and then a busy client would starve the other tasks.
+        comes within SPIN: looking for it that long saves putting the process to sleep and waking it. Measured on 2
+        cores: stat by one client 18,800/s -> 24,200/s with poll -> 51,200/s with the spin; 4 KiB writes 12,300 ->
+        23,900/s. When looking was in vain it is left out for twice as many requests each time, so a quiet session costs
+        no CPU. Without an awaited checkpoint now and then a busy client would starve the other tasks.
         """
         if self.closed:
             raise trio.ClosedResourceError

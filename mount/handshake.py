@@ -44,7 +44,8 @@ INIT_EXT = 1 << 30
 HAS_RESEND = 1 << 39
 
 # What we ask for, and, as important, what we do not:
-# - no POSIX_LOCKS, no FLOCK_LOCKS: pyfuse3 has no handlers; the kernel's own locks hold among all containers on one mount
+# - no POSIX_LOCKS, no FLOCK_LOCKS: pyfuse3 has no handlers; the kernel's own locks hold among all containers on one
+#   mount
 # - no WRITEBACK_CACHE: an acknowledged write must be in a backing file (rule 1)
 # - no HANDLE_KILLPRIV: the kernel itself then clears set-id bits by SETATTR at write, truncate and chown; pyfuse3 does
 #   not tell a handler who writes, so we could not

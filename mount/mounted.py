@@ -10,6 +10,7 @@ again and again is replaced after a growing delay, and the mount stays: its requ
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -117,7 +118,7 @@ class Mounted:
         bdi.tune(attached.device)
         if not attached.allow_other:
             log.warning(
-                "only your own processes can use %s; containers with other users need the line `user_allow_other` in %s",
+                "only your own processes can use %s; containers with other users need `user_allow_other` in %s",
                 path,
                 mountpoint.FUSE_CONF,
             )
@@ -155,9 +156,13 @@ class Mounted:
                 nursery.cancel_scope.cancel()
         if limit.cancelled_caught:
             worker.child.kill(signal.SIGKILL)
-            raise TimeoutError(f"the worker of {self.config.session} was not ready after {START_LIMIT:g} s")
+            raise TimeoutError(
+                errno.ETIMEDOUT, f"the worker of {self.config.session} was not ready after {START_LIMIT:g} s"
+            )
         if not worker.ready.is_set():
-            raise worker.failure or RuntimeError(f"the worker {worker.child.death} before it was ready; see the log")
+            raise worker.failure or OSError(
+                errno.EIO, f"the worker {worker.child.death} before it was ready; see the log"
+            )
 
     async def run(self) -> None:
         """Keep the session served until it is stopped, or unmounted by someone else."""
@@ -184,7 +189,7 @@ class Mounted:
         await trio.sleep(self._delay)
         try:
             await self._employ(probe=None, adopted=True, crashed=True)
-        except (OSError, ValueError, RuntimeError, BrokenChannel) as error:
+        except (OSError, ValueError) as error:
             self.last_death = str(error)
             log.error("%s: no worker could be started: %s", self.config.session, error)
             return

@@ -152,16 +152,20 @@ def open_device() -> int:
         return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise FileNotFoundError(
-            errno.ENOENT, "no FUSE here: load the kernel module (`modprobe fuse`), or, in a container, "
-            "start it with `--device /dev/fuse --cap-add SYS_ADMIN`", DEVICE
+            errno.ENOENT,
+            "no FUSE here: load the kernel module (`modprobe fuse`), or, in a container, "
+            "start it with `--device /dev/fuse --cap-add SYS_ADMIN`",
+            DEVICE,
         ) from None
     except OSError as error:
         if error.errno in (errno.ENODEV, errno.ENXIO):
             raise OSError(error.errno, "the kernel has no FUSE: load its module (`modprobe fuse`)", DEVICE) from None
         if error.errno in (errno.EACCES, errno.EPERM):
             raise PermissionError(
-                error.errno, "no permission: run as root, or let others use it (`chmod 0666 /dev/fuse`), or, in a "
-                "container, start it with `--device /dev/fuse --cap-add SYS_ADMIN`", DEVICE
+                error.errno,
+                "no permission: run as root, or let others use it (`chmod 0666 /dev/fuse`), or, in a "
+                "container, start it with `--device /dev/fuse --cap-add SYS_ADMIN`",
+                DEVICE,
             ) from None
         raise
 

@@ -1,10 +1,10 @@
 """The probe: the first write and read through a new mount, which leave no trace in the session.
 
-`up` says "mounted" only when real I/O has gone the whole way: kernel, worker, a file on the state directory's disk, and back.
-The worker answers one look-up of a name that only it and the supervisor know (128 random bits), for one inode whose number
-the session never gives out. It is not in the namespace, so it is in no listing, no journal and no event; its bytes go to a
-file beside the journal that has no name any more. When the supervisor looks the name up again, it is gone, and so is
-everything here: requests then reach `Operations` with nothing in between.
+`up` says "mounted" only when real I/O has gone the whole way: kernel, worker, a file on the state directory's disk, and
+back. The worker answers one look-up of a name that only it and the supervisor know (128 random bits), for one inode
+whose number the session never gives out. It is not in the namespace, so it is in no listing, no journal and no event;
+its bytes go to a file beside the journal that has no name any more. When the supervisor looks the name up again, it is
+gone, and so is everything here: requests then reach `Operations` with nothing in between.
 
 Only the worker imports this; `mount.mounted` does the supervisor's side.
 """
@@ -35,8 +35,10 @@ class Probe:
         self._name = name
         self._looked_up = False
         self._owner = os.geteuid(), os.getegid()
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)
-        self._file.write(CONTENT)
+        fd, path = tempfile.mkstemp(dir=directory)
+        os.unlink(path)
+        self._fd = fd
+        os.write(fd, CONTENT)
         for handler in (*_ANSWERED, "forget"):
             setattr(operations, handler, getattr(self, handler))
 
@@ -46,7 +48,7 @@ class Probe:
     def _leave(self) -> None:
         for handler in _ANSWERED:
             delattr(self._operations, handler)
-        self._file.close()
+        os.close(self._fd)
 
     def _attributes(self) -> EntryAttributes:
         entry = EntryAttributes()
@@ -54,7 +56,7 @@ class Probe:
         entry.st_mode = stat.S_IFREG | 0o600
         entry.st_nlink = 1
         entry.st_uid, entry.st_gid = self._owner
-        entry.st_size = os.fstat(self._file.fileno()).st_size
+        entry.st_size = os.fstat(self._fd).st_size
         entry.entry_timeout = entry.attr_timeout = 0
         return entry
 
@@ -92,13 +94,13 @@ class Probe:
         if fh != INODE:
             content: bytes = await self._inner("read")(fh, off, size)
             return content
-        return os.pread(self._file.fileno(), size, off)
+        return os.pread(self._fd, size, off)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         if fh != INODE:
             taken: int = await self._inner("write")(fh, off, buf)
             return taken
-        return os.pwrite(self._file.fileno(), buf, off)
+        return os.pwrite(self._fd, buf, off)
 
     async def release(self, fh: int) -> None:
         if fh != INODE:

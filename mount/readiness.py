@@ -1,6 +1,7 @@
 """Readiness: real I/O through a new mount, as the supervisor does it before it says "mounted". See `mount.probe`.
 
-These calls wait for the worker that serves the mount: call them in a thread, never where the supervisor's own loop runs.
+These calls wait for the worker that serves the mount: call them in a thread, never where the supervisor's own loop
+runs.
 """
 
 from __future__ import annotations

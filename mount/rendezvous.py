@@ -57,13 +57,16 @@ class Rendezvous:
         self._sock.close()
 
     async def listen(self, handler: Handler, adopted: Callable[[Channel], None]) -> None:
-        """Serve everyone who connects. A peer that calls `adopt` becomes the supervisor: `adopted` is given its channel."""
+        """Serve everyone who connects. A peer that calls `adopt` becomes the supervisor: `adopted` is given its
+        channel.
+        """
         self._sock.setblocking(False)
         listener = trio.socket.from_stdlib_socket(self._sock)
         async with trio.open_nursery() as nursery:
             while True:
                 peer, _ = await listener.accept()
-                nursery.start_soon(_attend, Channel(peer), handler, adopted)
+                stdlib = socket.socket(fileno=peer.detach())
+                nursery.start_soon(_attend, Channel(stdlib), handler, adopted)
 
 
 async def _attend(channel: Channel, handler: Handler, adopted: Callable[[Channel], None]) -> None:

@@ -7,6 +7,7 @@ itself dies, the workers live on, and the next `fork` starts another zygote.
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import signal
 import socket
@@ -45,13 +46,13 @@ class Child:
 
     def kill(self, number: int) -> None:
         """Send a signal; nothing where the process is dead already."""
-        try:
-            signal.pidfd_send_signal(self.pidfd, number)
-        except ProcessLookupError:
-            return
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
 
     def close(self) -> None:
         os.close(self.pidfd)
+        self.pidfd = -1
 
     @property
     def death(self) -> str:
@@ -76,8 +77,9 @@ class Spawner:
             return
         ours, theirs = pair()
         python_path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
-        # start_new_session: a terminal's Ctrl-C is for the supervisor; -P: a module in the current directory is not ours
-        self.process = subprocess.Popen(
+        # start_new_session: a terminal's Ctrl-C is for the supervisor; -P: a module in the current directory is not
+        # ours
+        self.process = subprocess.Popen(  # noqa: ASYNC220 - its pipes are not waited for; a fork and exec takes 1 ms
             [sys.executable, "-P", "-m", "mount.zygote", str(theirs.fileno()), ROOM],
             env={**os.environ, "PYTHONPATH": python_path},
             pass_fds=[theirs.fileno()],
@@ -97,9 +99,7 @@ class Spawner:
             await self.start()
             assert self._sock is not None
             try:
-                await self._sock.sendmsg(
-                    [msgspec.msgpack.encode(start)], pack_descriptors((fuse_fd, control.fileno()))
-                )
+                await self._sock.sendmsg([msgspec.msgpack.encode(start)], pack_descriptors((fuse_fd, control.fileno())))
                 pid, pidfd = await self._forked.receive()
             except (BrokenPipeError, ConnectionResetError, trio.EndOfChannel) as error:
                 raise BrokenChannel("the zygote died; see the log") from error

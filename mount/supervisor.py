@@ -5,8 +5,8 @@
         ...
         receipt = await supervisor.unmount("work")
 
-`up` is a supervisor of one session in the foreground, `serve` of many. It is small and long-lived: neither pyfuse3 nor a
-storage client is imported here, so what crashes with a session's data crashes a worker. When the block is left, by an
+`up` is a supervisor of one session in the foreground, `serve` of many. It is small and long-lived: neither pyfuse3 nor
+a storage client is imported here, so what crashes with a session's data crashes a worker. When the block is left, by an
 error too, what is still mounted is unmounted.
 """
 
@@ -33,6 +33,7 @@ class Supervisor:
         self._nursery = nursery
         self._spawner = Spawner(nursery)
         self._mounts: dict[str, Mounted] = {}
+        self.receipts: dict[str, Receipt] = {}  # of the sessions that were unmounted
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -74,13 +75,14 @@ class Supervisor:
 
     async def _keep(self, mounted: Mounted) -> None:
         await mounted.run()
-        if mounted.gone.is_set():  # unmounted from outside
+        if mounted.receipt is not None:  # unmounted from outside
+            self.receipts[mounted.config.session] = mounted.receipt
             self._mounts.pop(mounted.config.session, None)
 
     async def unmount(self, session: str) -> Receipt:
         """Unmount, write everything back; the receipt says what is there, and what is still pending."""
         mounted = self._mounts[session]
-        receipt = await mounted.stop()
+        receipt = self.receipts[session] = await mounted.stop()
         self._mounts.pop(session, None)
         return receipt
 

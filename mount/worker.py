@@ -1,9 +1,9 @@
 """A worker: the process that serves one session through one FUSE connection.
 
-It opens the session, sets libfuse up on the descriptor it was given (`mount.device`), and serves until it is told to stop
-(everything synced), to retire (the session closed, nothing waited for: another worker goes on), or until the mount is gone. A
-supervisor talks to it over the channel it was started with; a later supervisor, when that one is dead, finds the socket
-`worker.sock` in the state directory. The worker outlives its supervisor and does not notice.
+It opens the session, sets libfuse up on the descriptor it was given (`mount.device`), and serves until it is told to
+stop (everything synced), to retire (the session closed, nothing waited for: another worker goes on), or until the mount
+is gone. A supervisor talks to it over the channel it was started with; a later supervisor, when that one is dead, finds
+the socket `worker.sock` in the state directory. The worker outlives its supervisor and does not notice.
 
 Calls: `status`, `sync`, `ping`, `descriptor`, `stop`, `retire`. The zygote forks workers; nothing else imports this.
 """
@@ -107,7 +107,7 @@ class Worker:
         try:
             done = await self.session.sync()
         except Exception:
-            log.exception("%s: not everything could be written back; it is kept in the state directory", self.session.id)
+            log.exception("%s: not all could be written back; it is kept in the state directory", self.session.id)
             done = self.session.receipt()
         self._receipt = Receipt(done.session, done.files, done.bytes, done.pending)
 
@@ -123,8 +123,8 @@ class Worker:
         if name == "sync":
             return Answer(msgspec.to_builtins(await self.session.sync()))
         if name == "descriptor":
-            about = {"config": msgspec.to_builtins(self.config), "connection": msgspec.to_builtins(self.start.connection)}
-            return Answer(about | {"supervised": self.supervised, "pid": os.getpid()}, (self.device.fd,))
+            about = {"supervised": self.supervised, "pid": os.getpid(), "start": msgspec.to_builtins(self.start)}
+            return Answer(about, (self.device.fd,))
         if name == "stop":
             await self._stop()
             return Answer(msgspec.to_builtins(self._receipt), then=self._done.set)
@@ -136,8 +136,8 @@ class Worker:
     async def _ping(self) -> Answer:
         """A sign of life of the request loop: if requests wait, it takes one before this is answered."""
         before = self.device.waits
-        while self.device.waits == before and not self.device.closed and self.device.is_waiting():
-            await trio.sleep(0.005)
+        while self.device.waits == before and not self.device.closed and self.device.is_waiting():  # noqa: ASYNC110
+            await trio.sleep(0.005)  # an event that is set at each request would cost every request
         return Answer({"requests": self.device.waits})
 
     @property
@@ -186,7 +186,7 @@ def main(start: Start, fuse_fd: int, control: socket.socket) -> int:
             error = error.exceptions[0]
         if not isinstance(error, OSError | ValueError):
             log.exception("%s: the worker ends by a defect", start.config.session, exc_info=error)
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError):
             telling.send(last_words(error))
         return 1
     return 0

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import click
@@ -14,14 +15,13 @@ import trio
 
 from mount import title
 from mount.config import MountConfig, Receipt
-from mount.mounted import Mounted
 from mount.mountpoint import resolve
 from mount.supervisor import Supervisor
 from mount.zygote import LOG_FORMAT
 
 
 def default_state() -> Path:
-    """/var/lib/mount-session for root; for others $XDG_STATE_HOME/mount-session, that is ~/.local/state/mount-session."""
+    """/var/lib/mount-session for root; for others mount-session in $XDG_STATE_HOME (~/.local/state if unset)."""
     if os.geteuid() == 0:
         return Path("/var/lib/mount-session")
     home = os.environ.get("XDG_STATE_HOME")
@@ -103,7 +103,7 @@ def command(
     )
     try:
         receipt = trio.run(_up, config)
-    except* (OSError, ValueError, RuntimeError) as group:
+    except* (OSError, ValueError) as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -115,18 +115,17 @@ def command(
 
 
 async def _up(config: MountConfig) -> Receipt | None:
+    """Mounted until a signal comes, or until someone else unmounts it; None if a signal came before it was mounted."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        mounted: Mounted | None = None
         async with Supervisor.run() as supervisor, trio.open_nursery() as nursery:
-
-            async def stop_at_signal() -> None:
-                async for _ in signals:
-                    nursery.cancel_scope.cancel()
-                    return
-
-            nursery.start_soon(stop_at_signal)
+            nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
             mounted = await supervisor.mount(config)
             click.echo(f"{config.session} is mounted on {os.fsdecode(config.mountpoint)}")
             await mounted.gone.wait()
             nursery.cancel_scope.cancel()
-    return None if mounted is None else mounted.receipt
+        return supervisor.receipts.get(config.session)
+
+
+async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel()

@@ -1,0 +1,136 @@
+"""The mountpoint: what is mounted where, what is refused, and dead mounts of ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mount import bdi, handshake, holders, mountpoint
+from tests.mounted import detach
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mount(2) is for root")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    path = mountpoint.resolve(tmp_path / "mnt with space\\and#\n")
+    path.mkdir()
+    yield path
+    detach_all(path)
+
+
+def detach_all(path: Path) -> None:
+    while mountpoint.mounted_on(path) is not None:
+        mountpoint.detach(path, lazy=True)
+
+
+def test_mountinfo_is_read_with_its_octal_escapes() -> None:
+    line = rb"36 35 98:0 /mnt1 /mnt\0402\134x rw,noatime shared:1 master:2 - fuse.mount-session a\040b rw,fd=3" + b"\n"
+    (entry,) = mountpoint.parse_mountinfo(line)
+    assert entry.mountpoint == b"/mnt 2\\x"
+    assert entry.source == b"a b"
+    assert (entry.mount_id, entry.device, entry.root, entry.fstype) == (36, "98:0", b"/mnt1", "fuse.mount-session")
+    assert entry.options == {"rw", "noatime"}
+
+
+def test_a_missing_mountpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="create the directory first"):
+        mountpoint.prepare(tmp_path / "nowhere")
+
+
+def test_a_file_is_refused_as_mountpoint(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="not a directory"):
+        mountpoint.prepare(tmp_path / "file")
+
+
+@root_only
+def test_a_mount_is_refused_as_mountpoint(directory: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "something", directory], check=True)
+    with pytest.raises(OSError, match="tmpfs from something") as refused:
+        mountpoint.prepare(directory)
+    assert refused.value.errno == errno.EBUSY
+
+
+@root_only
+def test_a_mount_has_a_number_under_which_the_kernel_can_be_spoken_to(directory: Path) -> None:
+    attached = mountpoint.attach(directory, "some,session")
+    try:
+        entry = mountpoint.mounted_on(directory)
+        assert entry is not None
+        assert entry.source == b"mount-session:some,session"
+        assert entry.device == attached.device
+        assert {"nosuid", "nodev"} <= entry.options
+        handshake.answer(attached.fd)
+        assert bdi.tune(attached.device)
+        assert int((bdi.BDI / attached.device / "read_ahead_kb").read_text()) == bdi.READ_AHEAD_KB
+    finally:
+        os.close(attached.fd)
+
+
+@root_only
+def test_a_dead_mount_of_ours_is_taken_away_first(directory: Path) -> None:
+    attached = mountpoint.attach(directory, "dead")
+    os.close(attached.fd)
+    with pytest.raises(OSError, match="not connected"):
+        os.statvfs(directory)
+    mountpoint.prepare(directory)
+    assert mountpoint.mounted_on(directory) is None
+
+
+@root_only
+def test_a_busy_mount_is_named_with_who_holds_it_and_detached_lazily(tmp_path: Path) -> None:
+    directory = tmp_path / "held"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "held", directory], check=True)
+    try:
+        entry = mountpoint.mounted_on(directory)
+        assert entry is not None
+        holder = subprocess.Popen(["sleep", "1000"], cwd=directory)
+        with pytest.raises(OSError) as busy:
+            mountpoint.detach(directory)
+        assert busy.value.errno == errno.EBUSY
+        (found,) = holders.find(entry.device, directory)
+        assert (found.pid, found.name) == (holder.pid, "sleep")
+        assert "cwd" in found.why
+        mountpoint.detach(directory, lazy=True)
+        assert mountpoint.mounted_on(directory) is None
+        holder.kill()
+        holder.wait()
+    finally:
+        detach(directory)
+
+
+@root_only
+def test_a_process_in_another_mount_namespace_is_found_as_a_holder(tmp_path: Path) -> None:
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "shared", directory], check=True)
+    try:
+        entry = mountpoint.mounted_on(directory)
+        assert entry is not None
+        command = "mount --make-rprivate / && echo ready && exec sleep 1000"
+        other = subprocess.Popen(["unshare", "-m", "sh", "-c", command], stdout=subprocess.PIPE)
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"ready\n"
+        mountpoint.detach(directory)  # not busy here
+        assert [f"mounted on {directory} in its mount namespace"] == [
+            found.why for found in holders.find(entry.device, directory) if found.pid == other.pid
+        ]
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    finally:
+        detach(directory)
+
+
+def test_a_link_to_a_directory_is_followed_but_a_mountpoint_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert mountpoint.resolve(tmp_path / "link") == tmp_path.resolve() / "real"
+    assert mountpoint.resolve(tmp_path / "link" / ".." / "absent") == tmp_path.resolve() / "absent"
