@@ -11,8 +11,7 @@ test: ## run all tests
 
 check: ## lint and type check
 	@scripts/setup test
-	.venv/bin/ruff check
-	.venv/bin/mypy
+	@status=0; .venv/bin/ruff check || status=1; .venv/bin/mypy || status=1; exit $$status
 
 setup: ## set this machine up, and no more
 	@scripts/setup
