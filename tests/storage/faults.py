@@ -1,9 +1,8 @@
 """FaultProxy: a proxy between us and an S3 server that fails as networks and servers do.
 
-It takes one HTTP request after the other from each connection, and forwards it, or does what the first rule that matches says. Rules
-are added while it runs, and each may hold for a number of requests only. `seen` has every request that arrived, so that a test can
-tell that its fault was really met.
-"""
+It takes one HTTP request after the other from each connection, and forwards it, or does what the first rule that
+matches says. Rules are added while it runs, and each may hold for a number of requests only. `seen` has every request
+that arrived, so that a test can tell that its fault was really met."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import BinaryIO, Literal, cast
 from urllib.parse import urlsplit
 
 __all__ = ["Fault", "FaultProxy", "Seen"]
@@ -128,7 +127,7 @@ class FaultProxy:
     def _serve(self, connection: socket.socket) -> None:
         try:
             with connection, connection.makefile("rb") as incoming:
-                while (request := _read_request(incoming)) is not None:
+                while (request := _read_request(cast(BinaryIO, incoming))) is not None:
                     if not self._answer(connection, *request):
                         return
         except (OSError, ValueError):
@@ -185,19 +184,17 @@ class FaultProxy:
         return b"".join(pieces)
 
 
-def _read_request(incoming: object) -> tuple[Seen, bytes] | None:
+def _read_request(incoming: BinaryIO) -> tuple[Seen, bytes] | None:
     """The next request, and its bytes as they are to be forwarded; None at the connection's end."""
-    read_line, read = incoming.readline, incoming.read  # type: ignore[attr-defined]
-    start: bytes = read_line()
+    start = incoming.readline()
     if not start.strip():
         return None
     lines: list[bytes] = []
-    while (line := read_line()) not in (b"\r\n", b"\n", b""):
+    while (line := incoming.readline()) not in (b"\r\n", b"\n", b""):
         lines.append(line)
-    headers = {
-        name.lower().strip(): value.strip() for name, _, value in (x.decode("latin-1").partition(":") for x in lines)
-    }
-    body = read(int(headers.get("content-length", "0")))
+    split = [line.decode("latin-1").partition(":") for line in lines]
+    headers = {name.lower().strip(): value.strip() for name, _, value in split}
+    body = incoming.read(int(headers.get("content-length", "0")))
     kept = [line for line in lines if not line.lower().startswith(b"connection:")]
     method, target, _ = start.decode("latin-1").split(" ", 2)
     raw = start + b"".join(kept) + b"Connection: close\r\n\r\n" + body

@@ -1,8 +1,7 @@
 """Real S3 servers for the tests, each a process of its own on a free port of 127.0.0.1, stopped with the test run.
 
-`moto` honours conditional writes and versions; `rclone serve s3` and the JuiceFS gateway (MinIO's code) are the two other families of
-servers that users run. Each is a context manager that yields a `Server` when it answers.
-"""
+`moto` honours conditional writes and versions; `rclone serve s3` and the JuiceFS gateway (MinIO's code) are the two
+other families of servers that users run. Each is a context manager that yields a `Server` when it answers."""
 
 from __future__ import annotations
 
@@ -34,7 +33,8 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server. `conditional`: whether it honours If-Match on writes; `versions`: whether buckets can have them."""
+    """A running server. `conditional`: whether it honours If-Match on writes; `versions`: whether buckets can have
+    them."""
 
     name: str
     url: str
