@@ -64,6 +64,7 @@ class Audit:
     """The log in `directory`, open for appending. The daemon has the only one."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.path = directory / "audit.log"
         self._head_path = directory / "audit.head"
         self._lock = trio.Lock()

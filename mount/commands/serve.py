@@ -1,0 +1,58 @@
+"""`mount-session serve`: the daemon."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import trio
+
+from mount import quietlog, title
+from mount.service import serve
+from mount.settings import STATE_VARIABLE, load
+
+
+@click.command
+@click.option("--root", type=click.Path(path_type=Path), help="ROOT/<session> is each session's mount.")
+@click.option("--config", type=click.Path(path_type=Path, exists=True), help="TOML; see docs/operations.md.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    envvar=STATE_VARIABLE,
+    show_envvar=True,
+    help="Directory for the state of all sessions. [default: /var/lib/mount-session for root]",
+)
+@click.option("--group", help="Whose members may use the control socket, beside root.")
+@click.option("--docker", help="Serve the Docker volume plugin on this socket.")
+@click.option("--metrics", help="Serve Prometheus metrics on this host:port.")
+def command(
+    root: Path | None,
+    config: Path | None,
+    state: Path | None,
+    group: str | None,
+    docker: str | None,
+    metrics: str | None,
+) -> None:
+    """Keep many sessions mounted, as `new`, `unmount` and the other commands say.
+
+    Sessions come back when it starts again. On SIGTERM or SIGINT everything is synced and unmounted. Everything
+    that the command line says can be in the file that --config names; the command line wins.
+    """
+    settings = load(
+        config,
+        root=None if root is None else str(root.absolute()),
+        state=None if state is None else str(state.absolute()),
+        group=group,
+        docker=docker,
+        metrics=metrics,
+    )
+    quietlog.install(sys.stderr, settings.log)
+    title.set_title("mount-session: daemon")
+    try:
+        trio.run(serve, settings)
+    except* (OSError, ValueError) as group_of_errors:
+        error: BaseException = group_of_errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None

@@ -1,0 +1,190 @@
+"""A Unix socket that serves HTTP to some users of this host and to nobody else.
+
+Two doors, one behind the other: the socket's mode (0600, or 0660 and a group) keeps strangers from connecting at
+all; and the kernel's word on who connected (SO_PEERCRED) decides again, so that a mode that someone loosened lets
+nobody in. Each request's `scope["state"]["peer"]` says who asks.
+
+Hypercorn speaks HTTP over each connection; connections are ours, for it passes neither the peer nor a limit on them.
+A client that reads too slowly to take an answer within `SEND_LIMIT` loses its connection: it would hold a task and
+buffers. The control API and the Docker plugin are served here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import logging
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+from starlette.applications import Starlette
+
+__all__ = ["Listener", "Peer", "short_path"]
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS: Final = 256
+SEND_LIMIT: Final = 30.0  # seconds for a client to take what is sent to it; the kernel buffers about 200 KiB
+HEADER_BYTES: Final = 32 * 1024
+_CREDENTIALS: Final = struct.Struct("=iII")
+
+
+class Peer(NamedTuple):
+    """The process at the other end, as it was when it connected (unix(7))."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_of(sock: trio.socket.SocketType) -> Peer:
+    return Peer(*_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)))
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """A name for the socket that is short enough for the kernel (108 bytes), however deep `path` is."""
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{path.name}"
+    finally:
+        os.close(fd)
+
+
+class _Stream:
+    """What hypercorn needs of a stream, with a deadline on sending."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self.socket = sock
+        self._stream = trio.SocketStream(sock)
+        self.receive_some = self._stream.receive_some
+        self.send_eof = self._stream.send_eof
+        self.aclose = self._stream.aclose
+
+    async def send_all(self, data: bytes) -> None:
+        with trio.move_on_after(SEND_LIMIT) as limit:
+            await self._stream.send_all(data)
+        if limit.cancelled_caught:
+            raise trio.BrokenResourceError(f"the client took nothing for {SEND_LIMIT:g} s")
+
+
+class Listener:
+    """`group`: whose members may connect beside root and our own user. Use as a context; `serve` until cancelled."""
+
+    def __init__(self, path: Path, app: Starlette, *, group: str = "") -> None:
+        self.path = path
+        self._app = app
+        self._gid = grp.getgrnam(group).gr_gid if group else None
+        self._slots = trio.CapacityLimiter(CONNECTIONS)
+        self.refused = 0
+        self.on_refused: Callable[[Peer], None] = lambda peer: None
+
+    def __enter__(self) -> Listener:
+        """Bind. EADDRINUSE if someone answers there; a dead one's socket is taken away."""
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            with short_path(self.path) as short:
+                if _answers(short):
+                    raise OSError(errno.EADDRINUSE, "another mount-session daemon answers there", str(self.path))
+                Path(short).unlink(missing_ok=True)
+                previous = os.umask(0o177)
+                try:
+                    self._sock.bind(short)
+                finally:
+                    os.umask(previous)
+                if self._gid is not None:
+                    os.chown(short, -1, self._gid)
+                    os.chmod(short, 0o660)
+        except BaseException:
+            self._sock.close()
+            raise
+        self._sock.listen(128)
+        self._sock.setblocking(False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+        self.path.unlink(missing_ok=True)
+
+    def admits(self, peer: Peer) -> bool:
+        if peer.uid in (0, os.geteuid()):
+            return True
+        if self._gid is None:
+            return False
+        return peer.gid == self._gid or self._gid in _groups_of(peer)
+
+    async def serve(self) -> None:
+        config = Config()
+        config.h11_max_incomplete_size = HEADER_BYTES
+        config.keep_alive_timeout = 60
+        config.errorlog = None
+        config.accesslog = None
+        app = wrap_app(self._app, config.wsgi_max_body_size, "asgi")  # type: ignore[arg-type]
+        context = WorkerContext(None)
+        listening = trio.socket.from_stdlib_socket(self._sock)
+        async with trio.open_nursery() as nursery:
+            while True:
+                sock = await self._accept(listening)
+                peer = peer_of(sock)
+                if not self.admits(peer):
+                    self._refuse(sock, peer)
+                    continue
+                nursery.start_soon(self._connection, app, config, context, sock, peer)
+
+    async def _accept(self, listening: trio.socket.SocketType) -> trio.socket.SocketType:
+        while True:
+            try:
+                sock, _ = await listening.accept()
+            except OSError as e:
+                if e.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED):
+                    raise
+                log.error("%s: a connection could not be accepted: %s", self.path, e)
+                await trio.sleep(0.1)
+            else:
+                return sock
+
+    def _refuse(self, sock: trio.socket.SocketType, peer: Peer) -> None:
+        sock.close()
+        self.refused += 1
+        log.warning("%s: refused process %d of user %d", self.path, peer.pid, peer.uid)
+        self.on_refused(peer)
+
+    async def _connection(
+        self, app: Any, config: Config, context: WorkerContext, sock: trio.socket.SocketType, peer: Peer
+    ) -> None:
+        try:
+            async with self._slots:
+                state = ConnectionState({"peer": peer})
+                await TCPServer(app, config, context, state, _Stream(sock))  # type: ignore[arg-type]
+        except Exception:
+            log.exception("%s: a connection of process %d ended by a defect", self.path, peer.pid)
+        finally:
+            sock.close()
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+
+def _groups_of(peer: Peer) -> list[int]:
+    try:
+        return os.getgrouplist(pwd.getpwuid(peer.uid).pw_name, peer.gid)
+    except KeyError:  # a user without a name here, such as a container's
+        return []

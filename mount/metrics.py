@@ -1,0 +1,143 @@
+"""Prometheus metrics: every name that this project exposes is in this module, and nowhere else.
+
+Counters live in the workers, which tell them with their status; the daemon adds what it knows and writes them out
+when asked. A worker that was replaced starts at zero, which Prometheus takes for the reset that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mount.messages import SessionStatus
+
+if TYPE_CHECKING:
+    from mount.daemon import Daemon
+
+__all__ = ["CONTENT_TYPE", "exposition", "metrics_application"]
+
+CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
+
+# Of the host
+SESSIONS: Final = ("mount_session_sessions", "Sessions by state", ("state",))
+WEBHOOK_PENDING: Final = ("mount_session_webhook_pending", "Events that a receiver has not taken yet", ("url",))
+WEBHOOK_FAILURES: Final = ("mount_session_webhook_failures", "Attempts that a receiver did not take", ("url",))
+WEBHOOK_DROPPED: Final = ("mount_session_webhook_dropped", "Events that no longer fitted the queue", ("url",))
+AUDIT_LINES: Final = ("mount_session_audit_lines", "Lines of the audit log", ())
+REFUSED: Final = ("mount_session_refused_connections", "Connections of users that the control socket rejects", ())
+
+# Of each session
+UP: Final = ("mount_session_up", "1 if the session is mounted and its worker answers", ("session",))
+FILES: Final = ("mount_session_files", "Files in the session", ("session",))
+BYTES: Final = ("mount_session_bytes", "Bytes in the session, as the sizes of its files", ("session",))
+PENDING: Final = ("mount_session_pending", "Changes that are not persisted yet", ("session",))
+REQUESTS: Final = ("mount_session_requests", "Requests from the kernel, since the worker began", ("session",))
+RESTARTS: Final = ("mount_session_worker_restarts", "Workers that were replaced", ("session",))
+OPERATIONS: Final = ("mount_session_operations", "Requests by operation", ("session", "operation"))
+SECONDS: Final = ("mount_session_operation_seconds", "Time spent on them", ("session", "operation"))
+ERRORS: Final = (
+    "mount_session_operation_errors",
+    "Requests that were answered with an error",
+    ("session", "operation"),
+)
+DETAIL: Final = {
+    "pending_bytes": ("mount_session_pending_bytes", "Bytes that are not persisted yet", ("session",)),
+    "cache_bytes": ("mount_session_cache_bytes", "Bytes here of files that the persistence holds", ("session",)),
+    "conflicts": ("mount_session_conflicts", "Files kept in two versions", ("session",)),
+}
+COUNTED: Final = {
+    "read_bytes": ("mount_session_read_bytes", "Bytes that programs read", ("session",)),
+    "written_bytes": ("mount_session_written_bytes", "Bytes that programs wrote", ("session",)),
+    "cache_hits": ("mount_session_cache_hits", "Reads that found their bytes here", ("session",)),
+    "cache_misses": ("mount_session_cache_misses", "Reads that had to fetch", ("session",)),
+    "uploads": ("mount_session_uploads", "Files that reached the persistence", ("session",)),
+    "uploaded_bytes": ("mount_session_uploaded_bytes", "Bytes that reached the persistence", ("session",)),
+    "retries": ("mount_session_upload_retries", "Attempts that the persistence did not take", ("session",)),
+}
+
+
+class _Snapshot(Collector):
+    """One moment, as Prometheus wants it."""
+
+    def __init__(self, daemon: Daemon, statuses: list[SessionStatus]) -> None:
+        self._daemon = daemon
+        self._statuses = statuses
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._host()
+        statuses = self._statuses
+        yield _gauge(UP, {(s.session,): float(bool(s.worker and s.worker.answers)) for s in statuses})
+        yield _gauge(FILES, {(s.session,): s.files for s in statuses})
+        yield _gauge(BYTES, {(s.session,): s.bytes for s in statuses})
+        yield _gauge(PENDING, {(s.session,): s.pending for s in statuses})
+        yield _counter(REQUESTS, {(s.session,): s.requests for s in statuses})
+        yield _counter(RESTARTS, {(s.session,): s.worker.restarts for s in statuses if s.worker})
+        for position, name in enumerate((OPERATIONS, SECONDS, ERRORS)):
+            told = {(s.session, op): row[position] for s in statuses for op, row in _operations(s).items()}
+            yield _counter(name, told)
+        for key, gauge in DETAIL.items():
+            yield _gauge(gauge, {(s.session,): s.details.get(key) for s in statuses})
+        for key, counter in COUNTED.items():
+            yield _counter(counter, {(s.session,): s.details.get(key) for s in statuses})
+
+    def _host(self) -> Iterator[Metric]:
+        states: dict[tuple[str, ...], float] = {}
+        for status in self._statuses:
+            states[(status.state,)] = states.get((status.state,), 0) + 1
+        yield _gauge(SESSIONS, states)
+        receivers = self._daemon.webhooks.receivers
+        yield _gauge(WEBHOOK_PENDING, {(r.webhook.url,): r.pending for r in receivers})
+        yield _counter(WEBHOOK_FAILURES, {(r.webhook.url,): r.failures for r in receivers})
+        yield _counter(WEBHOOK_DROPPED, {(r.webhook.url,): r.dropped for r in receivers})
+        yield _counter(AUDIT_LINES, {(): self._daemon.audit.head.seq})
+        yield _counter(REFUSED, {(): self._daemon.refused()})
+
+
+def _operations(status: SessionStatus) -> dict[str, Any]:
+    found = status.details.get("operations", {})
+    return found if isinstance(found, dict) else {}
+
+
+_Name = tuple[str, str, tuple[str, ...]]
+
+
+def _gauge(name: _Name, values: Any) -> Metric:
+    return _filled(GaugeMetricFamily(name[0], name[1], labels=name[2]), values)
+
+
+def _counter(name: _Name, values: Any) -> Metric:
+    return _filled(CounterMetricFamily(name[0], name[1], labels=name[2]), values)
+
+
+def _filled(family: Any, values: dict[tuple[str, ...], float | None]) -> Metric:
+    """What is not known is left out, not told as zero."""
+    for labels, value in values.items():
+        if value is not None:
+            family.add_metric(labels, value)
+    assert isinstance(family, Metric)
+    return family
+
+
+async def exposition(daemon: Daemon) -> bytes:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Snapshot(daemon, await daemon.statuses()))
+    return await trio.to_thread.run_sync(generate_latest, registry)
+
+
+def metrics_application(daemon: Daemon) -> Starlette:
+    """`/metrics` alone, for an address that anybody on the network may reach: it shows ids and counts, no names of
+    files."""
+
+    async def metrics(request: Request) -> Response:
+        return Response(await exposition(daemon), media_type=CONTENT_TYPE)
+
+    return Starlette(routes=[Route("/metrics", metrics)])

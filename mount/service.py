@@ -1,0 +1,125 @@
+"""The service that `mount-session serve` is: the daemon with its sockets, from its start to a signal.
+
+The order matters. The socket answers before sessions are mounted, so that `status` and `wait` work meanwhile;
+"ready" is told to the service manager when each session was tried once; at the end the sockets close first, then
+everything is unmounted. One daemon a state directory: `lock` there is held for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as hypercorn_serve
+
+from mount.api import application
+from mount.audit import Audit
+from mount.daemon import Daemon
+from mount.listener import Listener
+from mount.metrics import metrics_application
+from mount.notify import notify, watchdog_seconds
+from mount.settings import Settings
+from mount.supervisor import Supervisor
+from mount.webhooks import Webhooks
+
+__all__ = ["serve"]
+
+log = logging.getLogger(__name__)
+
+
+async def serve(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT; then everything is synced and unmounted."""
+    prepare(settings)
+    with locked(settings.own / "lock"), trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        audit = Audit(settings.own / "registry")
+        try:
+            async with Supervisor.run() as supervisor, trio.open_nursery() as nursery:
+                daemon = Daemon(settings, supervisor, nursery, audit, Webhooks(settings.webhooks))
+                await _serve(daemon, signals)
+                nursery.cancel_scope.cancel()
+        finally:
+            audit.close()
+
+
+async def _serve(daemon: Daemon, signals: AsyncIterator[int]) -> None:
+    settings = daemon.settings
+    with contextlib.ExitStack() as stack:
+        listeners = [Listener(settings.socket, application(daemon), group=settings.group)]
+        for listener in listeners:
+            stack.enter_context(listener)
+        daemon.refused = lambda: sum(listener.refused for listener in listeners)
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(listener.serve)
+            nursery.start_soon(daemon.webhooks.run)
+            if settings.metrics:
+                nursery.start_soon(_serve_metrics, daemon, settings.metrics)
+            nursery.start_soon(_restore, daemon)
+            nursery.start_soon(_watchdog)
+            number = await anext(signals)
+            log.info("%s: stopping", signal.Signals(number).name)
+            notify("STOPPING=1")
+            nursery.cancel_scope.cancel()
+    await daemon.close()
+
+
+async def _restore(daemon: Daemon) -> None:
+    log.info("listening on %s", daemon.settings.socket)
+    await daemon.restore()
+    notify(f"READY=1\nSTATUS={len(daemon.hosted)} sessions")
+
+
+async def _watchdog() -> None:
+    """A sign of life from the loop itself: a blocked one sends none."""
+    if (seconds := watchdog_seconds()) is None:
+        return
+    while True:
+        notify("WATCHDOG=1")
+        await trio.sleep(seconds)
+
+
+async def _serve_metrics(daemon: Daemon, address: str) -> None:
+    config = Config()
+    config.bind = [address]
+    config.errorlog = None
+    config.accesslog = None
+    app: Any = metrics_application(daemon)  # hypercorn's and starlette's types of the same ASGI differ
+    await hypercorn_serve(app, config, shutdown_trigger=trio.sleep_forever)
+
+
+def prepare(settings: Settings) -> None:
+    """The directories. Others may pass through them, to a mount or a worker's own state, but not list them."""
+    for path, mode in ((settings.root_path, 0o755), (settings.state_path, 0o711), (settings.own, 0o711)):
+        if not path.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(mode)
+    if settings.workers.uids is not None and os.geteuid() != 0:
+        raise PermissionError(errno.EPERM, "workers.uids needs a daemon that runs as root")
+    if settings.root_path.resolve() == settings.state_path.resolve():
+        raise ValueError(f"root and state are the same directory, {settings.root}; choose two")
+    Path(settings.own / "registry").mkdir(mode=0o700, exist_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """The lock of the state directory, for as long as the block lasts."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                errno.EBUSY, "another `mount-session serve` has it; stop that one, or use another --state", str(path)
+            ) from None
+        yield
+    finally:
+        os.close(fd)
