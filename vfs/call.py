@@ -64,14 +64,11 @@ class Caller:
         self._library = {
             callback: async_library or _library(function, target) for callback, function in self._functions.items()
         }
+        self.callbacks = frozenset(self._functions)
         self._slots = trio.Semaphore(threads)
         self._threads = trio.CapacityLimiter(threads + HUNG_THREADS)
         self._loop = LoopThread(f"asyncio callbacks of {name}")
         self._logged: cachetools.LRUCache[tuple[str, str, str], int] = cachetools.LRUCache(1000)
-
-    @property
-    def callbacks(self) -> frozenset[str]:
-        return frozenset(self._functions)
 
     async def call(self, callback: str, subject: str, seconds: float, *arguments: object) -> Any:
         """What the callback answers; a stream of values comes as a list. `subject` is the path, for messages.

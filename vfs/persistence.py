@@ -72,20 +72,9 @@ class Persistence:
         self._scope = scope
         self._known = cast(Context, {**(context or {}), "base_directory": self.base_directory})
         self._caller = Caller(name, callbacks.discover(target), target, threads=threads, async_library=async_library)
-
-    @property
-    def can(self) -> frozenset[str]:
-        """Names of the callbacks that are there."""
-        return self._caller.callbacks
-
-    @property
-    def writes(self) -> bool:
-        """Whether content can be brought there at all."""
-        return not self.can.isdisjoint({"on_write", "on_write_file", "on_commit"})
-
-    @property
-    def reads(self) -> bool:
-        return not self.can.isdisjoint({"on_read", "on_read_range"})
+        self.can = self._caller.callbacks
+        self.writes = not self.can.isdisjoint({"on_write", "on_write_file", "on_commit"})
+        self.reads = not self.can.isdisjoint({"on_read", "on_read_range"})
 
     @property
     def largest_write(self) -> int | None:
