@@ -44,7 +44,8 @@ class Persistence:
     `context`: what every call is told (session_id, agent_id ...). `timeout`: seconds for a call, to which a second
     for each MiB moved is added. `threads`: sync callbacks at a time. `max_file_size`: bytes of content that may be
     held in memory, which matters where on_read_range or on_write_file is absent. `owned`: `aclose` closes the target
-    too.
+    too. `can`: names of the callbacks that are there; `writes`, `reads`: whether content can be brought there, and
+    from there.
     """
 
     def __init__(
