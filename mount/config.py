@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from mount.handshake import Agreement
 from vfs.fileref import validate_session_id
+from vfs.policy import Policy
 
 
 class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +29,15 @@ class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     gid: int | None = None
     """One owner for all that is in the session, whoever made it; None: as the programs made it."""
+    policy: Policy | None = None
+    """All that the session is allowed; None: `read_only`, `uid` and `gid` say it."""
+    storage: str = "local"
+    callbacks: str | None = None
+    scope: Any = None
+    run_as: int | None = None
+    """The user that workers become; None: the supervisor's own."""
+    environment: dict[str, str] | None = None
+    """All variables that a worker sees, beside harmless ones; None: the supervisor's."""
 
     def __post_init__(self) -> None:
         validate_session_id(self.session)
@@ -64,9 +75,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     config: MountConfig
     connection: Connection
     adopted: bool
-    """Has the kernel inodes of an earlier worker?"""
-    crashed: bool
-    """Did that one die, so that requests may be unanswered?"""
+    """Has the kernel had an earlier worker, whose inodes it holds, and which may have left requests unanswered?"""
     probe: bytes | None = None
     """The name under which this worker shall answer the supervisor's first read and write."""
 

@@ -56,14 +56,17 @@ class Hosted:
 
     def config(self, environment: dict[str, str] | None) -> MountConfig:
         """What the supervisor is told."""
-        policy = self.definition.policy
+        definition = self.definition
         return MountConfig(
             session=self.session,
             mountpoint=os.fsencode(self.mountpoint),
             state=os.fsencode(self._settings.state_path),
-            read_only=policy.read_only,
-            uid=policy.uid,
-            gid=policy.gid,
+            policy=definition.policy,
+            storage=definition.storage,
+            callbacks=definition.callbacks,
+            scope=definition.scope,
+            run_as=definition.uid,
+            environment=environment,
         )
 
     # ---- questions
@@ -146,7 +149,7 @@ class Hosted:
         name = b".mount-session-" + secrets.token_hex(16).encode()
         await self.ask("probe", deadline, name=name)
         await trio.to_thread.run_sync(
-            readiness.check, self.mountpoint, name, self.definition.policy.read_only, abandon_on_cancel=True
+            readiness.check, self.mountpoint, name, False, abandon_on_cancel=True
         )
 
     async def wait(self, seconds: float) -> SessionHealth:

@@ -17,6 +17,7 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from vfs.inode import Inode
@@ -87,6 +88,16 @@ class Operations(pyfuse3.Operations):
         """Attributes for an answer that makes the kernel hold the inode once more."""
         self.session.remember(inode.ino)
         return self._attributes(inode)
+
+    async def forget_attributes(self) -> None:
+        """The kernel asks anew for the attributes of every inode: they are all others now."""
+        for count, ino in enumerate(self.session.held()):
+            try:
+                pyfuse3.invalidate_inode(ino, attr_only=True)
+            except FileNotFoundError:  # let go of since
+                continue
+            if count % 100 == 99:
+                await trio.lowlevel.checkpoint()
 
     # ---- names
 

@@ -1,0 +1,61 @@
+"""From what a mount is asked to be to an open session: its policy, and the persistence that its storage or
+callbacks are.
+
+Only the worker imports this, for boto3 and the integrator's own code come with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from mount.config import MountConfig
+from vfs.callbacks import load
+from vfs.persistence import Persistence
+from vfs.policy import Policy
+from vfs.routes import Route, Routes
+from vfs.session import Session
+from vfs.storage import as_persistence, open_storage
+
+__all__ = ["opened"]
+
+
+@contextlib.asynccontextmanager
+async def opened(config: MountConfig, *, adopted: bool) -> AsyncIterator[Session]:
+    """The session, as long as the block lasts; its persistence is closed after it."""
+    policy = config.policy or Policy(uid=config.uid, gid=config.gid, read_only=config.read_only)
+    persistence = await _persistence(config)
+    try:
+        async with Session.open(
+            config.session, config.state_path, adopted=adopted, policy=policy, routes=_routes(persistence, policy)
+        ) as session:
+            yield session
+    finally:
+        if persistence is not None:
+            await persistence.aclose()
+
+
+def _routes(persistence: Persistence | None, policy: Policy) -> Routes | None:
+    """None where the state directory is the store and every name is there: then nothing is looked up."""
+    if persistence is None and not policy.hidden:
+        return None
+    routes = [] if persistence is None else [Route(persistence=persistence)]
+    return Routes(routes, hidden=policy.hidden, local_only=policy.local_only)
+
+
+async def _persistence(config: MountConfig) -> Persistence | None:
+    """ValueError if two are asked for, or what is asked for is none."""
+    storage = open_storage(config.storage)
+    if config.callbacks is None:
+        if storage is None:
+            return None
+        await storage.init(config.session)
+        return Persistence(as_persistence(storage), name=config.storage.partition("?")[0], owned=True)
+    if storage is not None:
+        raise ValueError(f"session {config.session!r}: both a storage and callbacks are given; one of them is needed")
+    if config.callbacks.startswith(("http://", "https://", "http+unix:")):
+        from vfs.http.client import connect
+
+        target: object = await connect(config.callbacks)
+        return Persistence(target, config.scope, name=config.callbacks, owned=True)
+    return Persistence(load(config.callbacks), config.scope, name=config.callbacks)
