@@ -15,6 +15,8 @@ import os
 import select
 import socket
 import time
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace, TracebackType
 from typing import Final
 
@@ -29,13 +31,18 @@ CHECKPOINT_EVERY: Final = 64
 
 
 class QuietLock:
-    """A lock that is no checkpoint when nobody holds it: pyfuse3 takes one before each request."""
+    """A lock that is no checkpoint when nobody holds it: pyfuse3's tasks take it to wait for their next request.
 
-    def __init__(self) -> None:
+    A task comes here in the same step in which it has answered its request before, which is what `answered` is told.
+    """
+
+    def __init__(self, answered: Callable[[], None]) -> None:
         self._held = False
         self._waiting: list[trio.Event] = []
+        self._answered = answered
 
     async def __aenter__(self) -> None:
+        self._answered()
         while self._held:
             turn = trio.Event()
             self._waiting.append(turn)
@@ -53,10 +60,11 @@ class QuietLock:
 class Device:
     """One live connection. `waits` counts requests taken; `closed` says that no more will be."""
 
-    def __init__(self, fd: int, agreement: Agreement) -> None:
+    def __init__(self, fd: int, agreement: Agreement, answered: Callable[[], None]) -> None:
         self.fd = fd
         self.waits = 0
         self._agreement = agreement
+        self._answered = answered
         self.closed = False
         self.connected = trio.Event()
         self._poll = select.poll()
@@ -71,7 +79,7 @@ class Device:
         self._ours.send(self._agreement.request())
         self._session_fd = theirs.detach()
         pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]
-            Lock=QuietLock,
+            Lock=partial(QuietLock, self._answered),
             open_nursery=trio.open_nursery,
             ClosedResourceError=trio.ClosedResourceError,
             lowlevel=SimpleNamespace(
@@ -135,6 +143,11 @@ class Device:
         self._parked = None
         if self.closed:
             raise trio.ClosedResourceError
+
+    @property
+    def has_answered(self) -> bool:
+        """Has a request of the kernel been answered, so another one waited for?"""
+        return self.waits > 1
 
     def close_gate(self) -> None:
         """Take no further request: `pyfuse3.main` returns when those in hand are answered. What the kernel has queued

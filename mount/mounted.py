@@ -1,8 +1,9 @@
 """A mounted session as the supervisor holds it: the descriptor that is the mount, and the worker that serves it now.
 
 Invariants: the descriptor is open from `attach` until the mount is gone, whatever happens to workers; there is at most
-one worker at a time; a worker that goes without being asked to is replaced on the same descriptor. A worker that dies
-again and again is replaced after a growing delay, and the mount stays: its requests wait in the kernel.
+one worker at a time; a worker that goes without being asked to is replaced on the same descriptor. Workers that die
+again and again before they have answered anything are replaced after a growing delay; the mount stays, and its requests
+wait in the kernel.
 
 `mount.supervisor` owns these; it calls `start` once, `run` in a task of its own, then `stop`.
 """
@@ -15,7 +16,6 @@ import logging
 import os
 import secrets
 import signal
-import time
 from typing import Any, Final
 
 import msgspec
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 30.0
-STABLE: Final = 10.0  # a worker that has lived this long was not killed by what killed the one before
 START_LIMIT: Final = 120.0  # seconds for a worker to open its session; recovery of 100,000 files takes a few
 
 
@@ -40,17 +39,18 @@ class WorkerHandle:
     def __init__(self, child: Child, channel: Channel) -> None:
         self.child = child
         self.channel = channel
-        self.began = time.monotonic()
         self.ready = trio.Event()
         self.gone = trio.Event()
         self.failure: Exception | None = None
         self.receipt: Receipt | None = None
-        self.lifetime = 0.0
+        self.progressed = False  # has it answered a request?
 
     async def handle(self, name: str, arguments: dict[str, Any], descriptors: list[int]) -> Answer:
         """What the worker says by itself."""
         if name == "ready":
             self.ready.set()
+        elif name == "progress":
+            self.progressed = True
         elif name == "unmounted":
             self.receipt = msgspec.convert(arguments["receipt"], Receipt)
         elif name == "failed":
@@ -63,7 +63,6 @@ class WorkerHandle:
         """Read what the worker says until it is dead."""
         await self.channel.serve(self.handle)
         await self.child.wait()
-        self.lifetime = time.monotonic() - self.began
         self.child.close()
         self.gone.set()
 
@@ -92,7 +91,7 @@ class Mounted:
         await trio.to_thread.run_sync(self._attach)
         name = b".mount-session-" + secrets.token_hex(16).encode()
         try:
-            await self._employ(probe=name, adopted=False, crashed=False)
+            await self._employ(probe=name, adopted=False)
             with trio.fail_after(START_LIMIT):
                 await trio.to_thread.run_sync(
                     readiness.check, self.config.mountpoint_path, name, self.config.read_only, abandon_on_cancel=True
@@ -140,11 +139,11 @@ class Mounted:
 
     # ---- its worker
 
-    async def _employ(self, *, probe: bytes | None, adopted: bool, crashed: bool) -> None:
+    async def _employ(self, *, probe: bytes | None, adopted: bool) -> None:
         """Start a worker and wait until it serves; raises what it failed with."""
         assert self.connection is not None
         ours, theirs = pair()
-        start = Start(config=self.config, connection=self.connection, adopted=adopted, crashed=crashed, probe=probe)
+        start = Start(config=self.config, connection=self.connection, adopted=adopted, probe=probe)
         with theirs, trio.CancelScope(shield=True):
             child = await self._spawner.fork(start, self.fd, theirs)
         self.worker = worker = WorkerHandle(child, Channel(ours))
@@ -184,11 +183,11 @@ class Mounted:
         self.last_death = f"worker {dead.child.pid} {dead.child.death}"
         if dead.failure is not None:
             self.last_death += f": {dead.failure}"
-        self._delay = 0.0 if dead.lifetime > STABLE else min(max(FIRST_DELAY, self._delay * 2), LONGEST_DELAY)
+        self._delay = 0.0 if dead.progressed else min(max(FIRST_DELAY, self._delay * 2), LONGEST_DELAY)
         log.error("%s: %s; the next in %g s", self.config.session, self.last_death, self._delay)
         await trio.sleep(self._delay)
         try:
-            await self._employ(probe=None, adopted=True, crashed=True)
+            await self._employ(probe=None, adopted=True)
         except (OSError, ValueError) as error:
             self.last_death = str(error)
             log.error("%s: no worker could be started: %s", self.config.session, error)
@@ -233,7 +232,7 @@ class Mounted:
             if worker.gone.is_set():
                 if worker.receipt is not None:
                     return worker.receipt
-                await self._employ(probe=None, adopted=True, crashed=False)
+                await self._employ(probe=None, adopted=True)
                 continue
             with contextlib.suppress(BrokenChannel):
                 result, _ = await worker.channel.call("stop")

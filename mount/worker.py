@@ -1,11 +1,12 @@
 """A worker: the process that serves one session through one FUSE connection.
 
 It opens the session, sets libfuse up on the descriptor it was given (`mount.device`), and serves until it is told to
-stop (everything synced), to retire (the session closed, nothing waited for: another worker goes on), or until the mount
-is gone. A supervisor talks to it over the channel it was started with; a later supervisor, when that one is dead, finds
-the socket `worker.sock` in the state directory. The worker outlives its supervisor and does not notice.
+stop (everything synced), to retire (the session closed, nothing waited for: another worker goes on), or until the
+mount is gone. A supervisor talks to it over the channel it was started with; a later supervisor, when that one is
+dead, finds the socket `worker.sock` in the state directory. The worker outlives its supervisor and does not notice.
 
-Calls: `status`, `sync`, `ping`, `descriptor`, `stop`, `retire`. The zygote forks workers; nothing else imports this.
+Calls: `status`, `sync`, `ping`, `policy`, `probe`, `descriptor`, `stop`, `retire`. The zygote forks workers; nothing
+else imports this.
 """
 
 from __future__ import annotations
@@ -23,14 +24,19 @@ import msgspec
 import pyfuse3
 import trio
 
-from mount import title
+from mount import identity, resend, title
 from mount.channel import Answer, BrokenChannel, Channel, last_words
 from mount.config import Receipt, Start
 from mount.device import Device
+from mount.inflight import InFlight
+from mount.opening import opened
 from mount.operations import Operations
 from mount.probe import Probe
 from mount.rendezvous import Rendezvous
-from vfs.session import Ownership, Session
+from mount.repeated import Repeated
+from vfs.policy import Policy
+from vfs.replay import match
+from vfs.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +46,11 @@ MAX_TASKS: Final = 99
 
 
 class Worker:
-    def __init__(self, start: Start, device: Device, session: Session) -> None:
+    def __init__(self, start: Start, device: Device, in_flight: InFlight, session: Session) -> None:
         self.config = start.config
         self.start = start
         self.device = device
+        self.in_flight = in_flight
         self.session = session
         self.began = time.time()
         self.supervisor: Channel | None = None
@@ -56,7 +63,9 @@ class Worker:
     async def run(self, supervisor: Channel) -> None:
         """Serve until stopped, retired, or unmounted from outside."""
         self.supervisor = supervisor
-        operations = Operations(self.session)
+        self.operations = operations = Operations(self.session)
+        repeated = self._take_over(operations) if self.start.adopted else None
+        self.in_flight.follow(self.session)
         if self.start.probe is not None:
             Probe(operations, self.start.probe, self.session.directory)
         self.device.connect(operations)
@@ -65,17 +74,37 @@ class Worker:
                 nursery.start_soon(supervisor.serve, self.handle)
                 nursery.start_soon(rendezvous.listen, self.handle, self._new_supervisor)
                 nursery.start_soon(self._announce)
+                if repeated is not None:
+                    nursery.start_soon(repeated.leave_in_time)
                 await self._serve()
                 if not self.device.closed:
                     nursery.start_soon(self._unmounted)
                 await self._done.wait()
                 nursery.cancel_scope.cancel()
 
+    def _take_over(self, operations: Operations) -> Repeated | None:
+        """Have what the worker before left unanswered sent again; what it had carried out is not done twice."""
+        unanswered = resend.recall(self.device.fd)
+        self.session.forget(unanswered.forgotten)
+        described = [known for request in unanswered.requests if (known := resend.describe(request)) is not None]
+        done = match(described, self.in_flight.left_over(self.session.directory))
+        log.info(
+            "%s: taken over; %d requests come again, %d of them had been carried out",
+            self.session.id,
+            len(unanswered.requests),
+            sum(map(len, done.values())),
+        )
+        self.in_flight.keep_only({slot for slots in done.values() for slot in slots})
+        return Repeated(operations, self.in_flight, done) if done else None
+
     async def _announce(self) -> None:
         await self.device.connected.wait()
         assert self.supervisor is not None
         with contextlib.suppress(BrokenChannel):
             await self.supervisor.call("ready")
+            while not self.device.has_answered:  # noqa: ASYNC110 - an event would cost something at every request
+                await trio.sleep(0.02)
+            await self.supervisor.call("progress")
 
     async def _serve(self) -> None:
         with trio.CancelScope() as scope:
@@ -122,6 +151,12 @@ class Worker:
             return Answer(self._status())
         if name == "sync":
             return Answer(msgspec.to_builtins(await self.session.sync()))
+        if name == "policy":
+            await self._apply(msgspec.convert(arguments["policy"], Policy))
+            return Answer()
+        if name == "probe":
+            Probe(self.operations, arguments["name"], self.session.directory)
+            return Answer()
         if name == "descriptor":
             about = {"supervised": self.supervised, "pid": os.getpid(), "start": msgspec.to_builtins(self.start)}
             return Answer(about, (self.device.fd,))
@@ -139,6 +174,13 @@ class Worker:
         while self.device.waits == before and not self.device.closed and self.device.is_waiting():  # noqa: ASYNC110
             await trio.sleep(0.005)  # an event that is set at each request would cost every request
         return Answer({"requests": self.device.waits})
+
+    async def _apply(self, policy: Policy) -> None:
+        """A new policy, and the kernel's caches without what the old one said."""
+        owner = self.session.owner
+        self.session.apply(policy)
+        if self.session.owner != owner:
+            await self.operations.forget_attributes()
 
     @property
     def supervised(self) -> bool:
@@ -162,16 +204,10 @@ class Worker:
 
 async def serve(start: Start, fuse_fd: int, control: socket.socket) -> None:
     channel = Channel(control)
-    device = Device(fuse_fd, start.connection.agreement)
-    config = start.config
-    async with Session.open(
-        config.session,
-        config.state_path,
-        read_only=config.read_only,
-        adopted=start.adopted,
-        owner=Ownership(config.uid, config.gid),
-    ) as session:
-        await Worker(start, device, session).run(channel)
+    async with opened(start.config, adopted=start.adopted) as session:
+        with contextlib.closing(InFlight(session.directory, start.adopted)) as in_flight:
+            device = Device(fuse_fd, start.connection.agreement, in_flight.answered)
+            await Worker(start, device, in_flight, session).run(channel)
 
 
 def main(start: Start, fuse_fd: int, control: socket.socket) -> int:
@@ -180,6 +216,7 @@ def main(start: Start, fuse_fd: int, control: socket.socket) -> int:
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
     telling = control.dup()
     try:
+        identity.assume(start.config.run_as, start.config.environment)
         trio.run(serve, start, fuse_fd, control)
     except BaseException as error:
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:

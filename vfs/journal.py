@@ -27,9 +27,10 @@ from vfs.durable import sync_directory
 from vfs.errors import DamagedState, error
 from vfs.records import Begin, Record, encode
 
-__all__ = ["Journal", "frame", "frames", "segment_path", "segments"]
+__all__ = ["HEADER_SIZE", "Journal", "frame", "frames", "segment_path", "segments"]
 
 _HEADER = struct.Struct("<II")
+HEADER_SIZE = _HEADER.size
 _AHEAD = 1 << 20
 _RESERVE = 1 << 16
 _PAGE = 4096

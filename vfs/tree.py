@@ -72,6 +72,8 @@ class Tree(ABC):
         self.namespace = namespace
         self.journal = journal
         self.observers: list[Observer] = []
+        self.before_record: Callable[[Record], None] = lambda record: None
+        """Told of each record before it is appended: `mount.inflight` notes where it is going to be."""
         self.on_soft_limit: Callable[[SoftLimit], None] = lambda passed: None
         self.apply(policy)
 
@@ -98,6 +100,7 @@ class Tree(ABC):
 
     def _commit(self, record: Record, *, frees: bool = False) -> Inode | None:
         """The record into the journal, then into the namespace. `frees`: it makes room, whatever its kind does."""
+        self.before_record(record)
         self.journal.append(record, frees=frees)
         inode = self.namespace.apply(record)
         for observer in self.observers:

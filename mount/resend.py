@@ -1,0 +1,137 @@
+"""Resend: what a dead worker had taken from the kernel and not answered is had again, and known by name.
+
+FUSE_NOTIFY_RESEND (Linux 6.9) puts every unanswered request back at the head of the kernel's queue, its `unique` marked
+by the top bit. A successor asks for it before libfuse gets the descriptor, reads the marked requests itself to see what
+they are, and asks once more, so that libfuse reads them again. FORGETs come in between; they have no answer and would
+be lost, so they are collected.
+
+Layouts and numbers: include/uapi/linux/fuse.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from typing import Final, NamedTuple
+
+from mount.handshake import HEADER, OUT_HEADER, READ_BUFFER
+from vfs.replay import Resent
+
+FUSE_NOTIFY_RESEND: Final = 7
+UNIQUE_RESEND: Final = 1 << 63
+RENAME_EXCHANGE: Final = 2
+
+FORGET, SETATTR, SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, LINK, OPEN = 2, 4, 6, 8, 9, 10, 11, 12, 13, 14
+SETXATTR, REMOVEXATTR, CREATE, INTERRUPT, BATCH_FORGET, RENAME2 = 21, 24, 35, 36, 42, 45
+
+
+class Request(NamedTuple):
+    """One request as the kernel sends it; `unique` is its number in this connection, without the mark."""
+
+    unique: int
+    opcode: int
+    nodeid: int
+    pid: int
+    body: bytes
+
+
+class Unanswered(NamedTuple):
+    requests: list[Request]
+    forgotten: list[tuple[int, int]]  # (inode, count)
+
+
+def ask(fd: int) -> bool:
+    """Have the kernel send again what was not answered; False where the connection is at its end."""
+    try:
+        os.write(fd, OUT_HEADER.pack(OUT_HEADER.size, FUSE_NOTIFY_RESEND, 0))
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.ENOENT, errno.ECONNABORTED, errno.ENOTCONN):
+            return False
+        raise
+    return True
+
+
+def recall(fd: int) -> Unanswered:
+    """All that is unanswered on this connection; it is in the kernel's queue again, and nothing else is lost."""
+    found = Unanswered([], [])
+    if not ask(fd):
+        return found
+    # The flag is the open file's, so every process sees it; but only one reads, and that is we.
+    os.set_blocking(fd, False)
+    try:
+        while _take(fd, found):
+            pass
+    finally:
+        os.set_blocking(fd, True)
+    ask(fd)
+    return found
+
+
+def _take(fd: int, found: Unanswered) -> bool:
+    """Read one request; False when the next is none that was sent before."""
+    try:
+        raw = os.read(fd, READ_BUFFER)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            return False
+        if error.errno in (errno.EINTR, errno.ENOENT):  # ENOENT: it was interrupted meanwhile; there may be another
+            return True
+        if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+            return False
+        raise
+    _, opcode, unique, nodeid, _, _, pid, _, _ = HEADER.unpack_from(raw)
+    body = raw[HEADER.size :]
+    if opcode == FORGET:
+        found.forgotten.append((nodeid, struct.unpack_from("=Q", body)[0]))
+    elif opcode == BATCH_FORGET:
+        (count,) = struct.unpack_from("=I", body)
+        found.forgotten.extend(struct.iter_unpack("=QQ", body[8 : 8 + 16 * count]))
+    elif opcode != INTERRUPT:  # what it interrupts goes on: none of our handlers stops half-way
+        if not unique & UNIQUE_RESEND:
+            return False
+        found.requests.append(Request(unique & ~UNIQUE_RESEND, opcode, nodeid, pid, body))
+    return True
+
+
+def describe(request: Request) -> Resent | None:
+    """The request as `vfs.replay` knows it; None for one that may be done twice."""
+    pid, inode, body = request.pid, request.nodeid, request.body
+
+    def names(skip: int) -> list[bytes]:
+        return body[skip:].split(b"\0")
+
+    match request.opcode:
+        case n if n == CREATE:
+            return Resent(pid, "create", inode, names(16)[0])
+        case n if n == MKDIR:
+            return Resent(pid, "mkdir", inode, names(8)[0])
+        case n if n == MKNOD:
+            return Resent(pid, "mknod", inode, names(16)[0])
+        case n if n == SYMLINK:
+            return Resent(pid, "symlink", inode, names(0)[0])
+        case n if n == LINK:
+            (old,) = struct.unpack_from("=Q", body)
+            return Resent(pid, "link", old, to_inode=inode, to_name=names(8)[0])
+        case n if n == UNLINK:
+            return Resent(pid, "unlink", inode, names(0)[0])
+        case n if n == RMDIR:
+            return Resent(pid, "rmdir", inode, names(0)[0])
+        case n if n == RENAME:
+            (target,) = struct.unpack_from("=Q", body)
+            old_name, new_name, *_ = names(8)
+            return Resent(pid, "rename", inode, old_name, target, new_name)
+        case n if n == RENAME2:
+            target, flags = struct.unpack_from("=QI", body)
+            old_name, new_name, *_ = names(16)
+            return Resent(pid, "rename", inode, old_name, target, new_name, bool(flags & RENAME_EXCHANGE))
+        case n if n == SETATTR:
+            return Resent(pid, "setattr", inode)
+        case n if n == OPEN and struct.unpack_from("=I", body)[0] & os.O_TRUNC:
+            return Resent(pid, "open", inode)
+        case n if n == SETXATTR:
+            return Resent(pid, "setxattr", inode, names(8)[0])
+        case n if n == REMOVEXATTR:
+            return Resent(pid, "removexattr", inode, names(0)[0])
+        case _:
+            return None
