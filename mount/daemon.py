@@ -47,6 +47,7 @@ class Daemon:
     ) -> None:
         self.settings = settings
         self.webhooks = webhooks
+        self.inherited: dict[str, str] = {}
         self.refused: Callable[[], int] = lambda: 0
         self.registry = Registry(settings.own / "registry", settings.workers.uids)
         self.audit = audit
@@ -156,7 +157,7 @@ class Daemon:
         async with hosted.lock:
             if hosted.definition.holders and not force:
                 raise OSError(errno.EBUSY, "containers use this volume; stop them first", session)
-            if hosted.definition.storage == "local" and not hosted.definition.callbacks and not purge:
+            if hosted.is_local and not purge:
                 raise OSError(errno.EBUSY, "what is on this host is its only copy: export it, or use --purge", session)
             await self.note("session.remove", session, peer, purge=purge, force=force)
             receipt = await self._unmount(hosted)
@@ -219,6 +220,8 @@ class Daemon:
     async def _mount(self, hosted: Hosted) -> None:
         hosted.enter("mounting")
         environment = await self._record(self.registry.environment, hosted.session)
+        if environment is None:
+            environment = {} if hosted.is_local else self.inherited
         try:
             async with self._mounting:
                 await trio.to_thread.run_sync(self._prepare, hosted)

@@ -46,6 +46,11 @@ class Hosted:
         return self.definition.session
 
     @property
+    def is_local(self) -> bool:
+        """The state directory is its only copy."""
+        return self.definition.storage == "local" and self.definition.callbacks is None
+
+    @property
     def mountpoint(self) -> Path:
         return self._settings.root_path / self.session
 
@@ -148,9 +153,7 @@ class Hosted:
     async def _probe(self, mounted: Mounted, deadline: float) -> None:
         name = b".mount-session-" + secrets.token_hex(16).encode()
         await self.ask("probe", deadline, name=name)
-        await trio.to_thread.run_sync(
-            readiness.check, self.mountpoint, name, False, abandon_on_cancel=True
-        )
+        await trio.to_thread.run_sync(readiness.check, self.mountpoint, name, False, abandon_on_cancel=True)
 
     async def wait(self, seconds: float) -> SessionHealth:
         """Until real I/O works; TimeoutError says what stood in its way last."""

@@ -10,18 +10,35 @@ same user.
 from __future__ import annotations
 
 import ctypes
+import fnmatch
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-__all__ = ["HARMLESS", "assume"]
+__all__ = ["assume", "take_environment"]
 
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NO_NEW_PRIVS: Final = 38
 HARMLESS: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONHASHSEED")
 """Variables that every worker may see."""
+_SERVICE: Final = ("HOME", "USER", "LOGNAME", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_*")
+_OWN: Final = "MOUNT_SESSION_*"
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def take_environment(patterns: Iterable[str]) -> dict[str, str]:
+    """Take what may be a secret out of this process's environment, before it starts another: a forked worker's
+    memory holds all that its parent was started with. The result is what matches the patterns."""
+    taken = {name: value for name, value in os.environ.items() if _matches(name, patterns)}
+    for name in list(os.environ):
+        if not _matches(name, (*HARMLESS, *_SERVICE, _OWN)):
+            del os.environ[name]
+    return taken
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _prctl(option: int, value: int) -> None:
@@ -34,7 +51,7 @@ def assume(uid: int | None, environment: Mapping[str, str] | None) -> None:
     """Become `uid` (and the group of that number), with no other groups; None: stay who we are. `environment` takes
     the place of all variables but the harmless ones; None: they stay."""
     if environment is not None:
-        kept = {name: os.environ[name] for name in HARMLESS if name in os.environ}
+        kept = {name: value for name, value in os.environ.items() if _matches(name, (*HARMLESS, _OWN))}
         os.environ.clear()
         os.environ.update({**kept, **environment})
     _prctl(PR_SET_NO_NEW_PRIVS, 1)

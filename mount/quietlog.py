@@ -1,25 +1,27 @@
 """Logs for a service: one line an event, no secrets, no flood.
 
-`install` sets the root logger up. As JSON a line has `time`, `level`, `logger`, `message`, and `traceback` where
-there is one; as text the same in words. A message that repeats (same place in the code, same text) is written once
-in `WINDOW` seconds; the next one says how often it came meanwhile. What looks like a credential is masked, whoever
-logged it.
+`install` sets the root logger up. As JSON a line has `time`, `level`, `logger`, `process`, `message`, and
+`traceback` where there is one; as text the same in words. A message that repeats (same place in the code, same text)
+is written once in `WINDOW` seconds; the next one says how often it came meanwhile. What looks like a credential is
+masked, whoever logged it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 from typing import Final, Literal, TextIO
 
 import cachetools
 
-__all__ = ["Handler", "install", "masked"]
+__all__ = ["Handler", "install", "masked", "style"]
 
 WINDOW: Final = 60.0  # seconds
 KNOWN: Final = 2048
+VARIABLE: Final = "MOUNT_SESSION_LOG"
 
 _SECRETS: Final = re.compile(
     r"""(?xi)
@@ -67,13 +69,19 @@ class Handler(logging.StreamHandler[TextIO]):
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
         if self._json:
             fields = {"time": stamp, "level": record.levelname.lower(), "logger": record.name}
+            fields["process"] = str(record.process)
             fields["message"] = masked(message)
             if trace:
                 fields["traceback"] = masked(trace)
             return json.dumps(fields)
         text = masked(message).replace("\r", "\\r").replace("\n", "\\n")
-        line = f"{stamp} {record.levelname:<7} {record.name}: {text}"
+        line = f"{stamp} {record.levelname:<7} {record.name}[{record.process}]: {text}"
         return f"{line}\n{masked(trace)}" if trace else line
+
+
+def style() -> Literal["text", "json"]:
+    """What MOUNT_SESSION_LOG says: how the processes that a daemon starts are told."""
+    return "json" if os.environ.get(VARIABLE) == "json" else "text"
 
 
 def install(stream: TextIO, style: Literal["text", "json"], level: int = logging.INFO) -> None:

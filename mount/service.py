@@ -24,6 +24,7 @@ from hypercorn.trio import serve as hypercorn_serve
 from mount.api import application
 from mount.audit import Audit
 from mount.daemon import Daemon
+from mount.identity import take_environment
 from mount.listener import Listener
 from mount.metrics import metrics_application
 from mount.notify import notify, watchdog_seconds
@@ -39,11 +40,13 @@ log = logging.getLogger(__name__)
 async def serve(settings: Settings) -> None:
     """Until SIGTERM or SIGINT; then everything is synced and unmounted."""
     prepare(settings)
+    inherited = take_environment(settings.environment)
     with locked(settings.own / "lock"), trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         audit = Audit(settings.own / "registry")
         try:
             async with Supervisor.run() as supervisor, trio.open_nursery() as nursery:
                 daemon = Daemon(settings, supervisor, nursery, audit, Webhooks(settings.webhooks))
+                daemon.inherited = inherited
                 await _serve(daemon, signals)
                 nursery.cancel_scope.cancel()
         finally:

@@ -57,6 +57,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     at_once     sessions mounted or unmounted at a time, at start and stop
     deadline    seconds for real I/O through a mount before it counts as broken
     storage     of a new session that names none
+    environment globs of the daemon's own variables that workers of sessions get which have a storage and no
+                variables of their own
     """
 
     root: str
@@ -67,6 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     at_once: _Positive = 8
     deadline: _Seconds = 10.0
     storage: str = "local"
+    environment: tuple[str, ...] = ("AWS_*", "BUCKET_NAME", "TIGRIS_*", "FLY_*", "SSL_CERT_*", "*_PROXY", "*_proxy")
     log: Literal["text", "json"] = "text"
     policy: Policy = Policy()
     workers: Workers = Workers()

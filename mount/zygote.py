@@ -16,15 +16,12 @@ import select
 import signal
 import socket
 import sys
-from typing import Final
 
 import msgspec
 
-from mount import title
+from mount import quietlog, title
 from mount.channel import MAX_DESCRIPTORS, MAX_MESSAGE, pack_descriptors, unpack_descriptors
 from mount.config import Start
-
-LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"
 
 
 class Forked(msgspec.Struct, tag="forked", frozen=True):
@@ -39,7 +36,7 @@ class Exited(msgspec.Struct, tag="exited", frozen=True):
 
 
 def main() -> None:
-    logging.basicConfig(format=LOG_FORMAT, level=logging.INFO)
+    quietlog.install(sys.stderr, quietlog.style())
     title.set_title("mount-session: zygote")
     supervisor = socket.socket(fileno=int(sys.argv[1]))
     supervisor.set_inheritable(False)

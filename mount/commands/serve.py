@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def command(
         docker=docker,
         metrics=metrics,
     )
+    os.environ[quietlog.VARIABLE] = settings.log
     quietlog.install(sys.stderr, settings.log)
     title.set_title("mount-session: daemon")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -13,11 +12,10 @@ import click
 import msgspec
 import trio
 
-from mount import title
+from mount import quietlog, title
 from mount.config import MountConfig, Receipt
 from mount.mountpoint import resolve
 from mount.supervisor import Supervisor
-from mount.zygote import LOG_FORMAT
 
 
 def default_state() -> Path:
@@ -91,7 +89,7 @@ def command(
       mkdir /tmp/work
       mount-session up my-session /tmp/work
     """
-    logging.basicConfig(format=LOG_FORMAT, level=logging.INFO)
+    quietlog.install(sys.stderr, quietlog.style())
     title.set_title("mount-session: supervisor")
     config = MountConfig(
         session=session,
