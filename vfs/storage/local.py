@@ -156,7 +156,9 @@ class LocalStorage(Backend):
         if path.split("/", 1)[0] == RESERVED:
             raise error(errno.EPERM, path, f"{RESERVED} is reserved in a local storage")
         file = self.directory / path
-        if not file.parent.resolve().is_relative_to(self.directory.resolve()):
+        # Unlike Path.resolve, realpath leaves a loop of links for the system call to refuse.
+        parent, root = (os.path.realpath(folder) for folder in (file.parent, self.directory))
+        if not Path(parent).is_relative_to(root):
             raise error(errno.EXDEV, path, "a symlink leads out of the session")
         return file
 
