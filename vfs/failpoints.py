@@ -2,8 +2,10 @@
 
 `reach(name)` costs one comparison when nothing is armed. Tests arm a point through the environment variable
 MOUNT_SESSION_FAILPOINT=`name[:count]`: the process kills itself (SIGKILL) when it reaches the point for the count-th
-time
-(default 1). Names are listed here and nowhere else; an unknown name is refused at start.
+time (default 1). Names are listed here and nowhere else; an unknown name is refused at start.
+
+A worker that is killed gets a successor with the same environment. MOUNT_SESSION_FAILPOINT_MARK names a file that the
+first to die makes: where it exists, nobody dies any more, and a test sees that the point was reached.
 """
 
 from __future__ import annotations
@@ -17,9 +19,19 @@ POINTS = frozenset(
     {
         "journal.before-record",
         "journal.after-record",
+        "record.applied",
+        "answer.sent",
+        "takeover.recalled",
+        "takeover.matched",
         "image.before-rename",
         "image.after-rename",
         "recovery.before-end",
+        "upload.before-answer",
+        "upload.before-record",
+        "upload.after-record",
+        "move.before-answer",
+        "move.before-record",
+        "delete.before-record",
         "s3.delete.before",
         "s3.delete.done",
         "s3.image.before-save",
@@ -39,6 +51,7 @@ POINTS = frozenset(
 
 _armed, _, _count = os.environ.get("MOUNT_SESSION_FAILPOINT", "").partition(":")
 _left = int(_count or 1)
+_mark = os.environ.get("MOUNT_SESSION_FAILPOINT_MARK")
 if _armed and _armed not in POINTS:
     raise ValueError(f"MOUNT_SESSION_FAILPOINT={_armed!r} is not one of {sorted(POINTS)}")
 
@@ -52,5 +65,15 @@ def reach(name: str) -> None:
 def _die() -> None:
     global _left
     _left -= 1
-    if _left <= 0:
+    if _left <= 0 and _first():
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _first() -> bool:
+    if _mark is None:
+        return True
+    try:
+        os.close(os.open(_mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    return True

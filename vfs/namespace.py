@@ -299,18 +299,19 @@ class Namespace:
 
     # ---- what the persistences hold
 
-    def _storing(self, r: Storing) -> None:
+    def _storing(self, r: Storing) -> Inode | None:
+        """The generation is sealed: what is written from here on is another one, also after a crash."""
         self.remote.attempt(r.path, Attempt(r.ino, r.generation, r.size, r.checksum, r.source))
-
-    def _stored(self, r: Stored) -> Inode | None:
-        """The generation is sealed: what is written from here on is another one, also after a restart."""
-        self.remote.put(r.path, Entry(r.ino, r.generation, r.version, r.size, r.metadata))
-        if r.source:
-            self.remote.remove(r.source)
         inode = self.inodes.get(r.ino)
         if inode is not None and inode.generation == r.generation:
             inode.sealed = True
         return inode
+
+    def _stored(self, r: Stored) -> Inode | None:
+        self.remote.put(r.path, Entry(r.ino, r.generation, r.version, r.size, r.metadata))
+        if r.source:
+            self.remote.remove(r.source)
+        return self.inodes.get(r.ino)
 
     def _removed(self, r: Removed) -> None:
         self.remote.remove(r.path)

@@ -38,7 +38,7 @@ def recover(
     for inode in namespace.inodes.values():
         if inode.unsettled:
             _read_backing(inode, content)
-        elif crashed and inode.is_file and not inode.remote:
+        elif crashed and inode.is_file:
             _settle(inode, content)
     namespace.bytes = sum(inode.size for inode in namespace.inodes.values() if inode.is_file)
     if crashed:
@@ -95,6 +95,8 @@ def _read_backing(inode: Inode, content: Content) -> None:
 def _settle(inode: Inode, content: Content) -> None:
     """The backing file as the record has it: a crash may have come between the two."""
     backing = content.stat(inode.ino)
+    if backing is None and inode.remote:
+        return
     if (backing.st_size if backing else 0) != inode.size:
         content.truncate(inode.ino, inode.size)
         backing = None

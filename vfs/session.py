@@ -13,7 +13,8 @@ import logging
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -26,9 +27,12 @@ from vfs.fileref import validate_session_id
 from vfs.inode import Inode
 from vfs.journal import Journal
 from vfs.namespace import ROOT, Namespace
+from vfs.options import Options
 from vfs.policy import Policy
+from vfs.receipt import Receipt
 from vfs.records import Dirty, Reclaim, Setattr
 from vfs.recovery import recover
+from vfs.routes import Routes
 from vfs.rules import Changes
 from vfs.state import State
 from vfs.tree import KERNEL, SEGMENT_BYTES, Caller, Ownership, Tree
@@ -47,15 +51,6 @@ def _held_pipe() -> Iterator[int]:
     finally:
         for fd in ends:
             os.close(fd)
-
-
-class Receipt(msgspec.Struct, frozen=True):
-    """What a sync or a stop leaves behind: files and bytes in the session, and changes that are not yet persisted."""
-
-    session: str
-    files: int
-    bytes: int
-    pending: int
 
 
 class Session(Tree):
@@ -93,10 +88,13 @@ class Session(Tree):
         adopted: bool = False,
         owner: Ownership | None = None,
         policy: Policy | None = None,
+        routes: Routes | None = None,
+        options: Options | None = None,
     ) -> AsyncIterator[Session]:
         """The session `session_id` below the directory `state`, made new where there is none.
 
-        `read_only` and `owner` are short for a `policy` that says no more.
+        `read_only` and `owner` are short for a `policy` that says no more. With `routes` it is a
+        `persisted.PersistedSession`.
 
         `adopted`: the kernel holds inodes of an earlier process of this mount. Raises StateInUse, UnsupportedState,
         DamagedState, PermissionError, and ValueError for an id that cannot be one.
@@ -104,6 +102,7 @@ class Session(Tree):
         validate_session_id(session_id)
         owner = owner or Ownership()
         policy = policy or Policy(uid=owner.uid, gid=owner.gid, read_only=read_only)
+        make = cls._maker(routes, options)
         held = State(state / session_id, session_id)
         clean = False
         try:
@@ -112,7 +111,7 @@ class Session(Tree):
                     held.directory, content, crashed=held.crashed, powered_off=held.powered_off
                 )
                 with contextlib.closing(journal):
-                    session = cls(session_id, held, content, namespace, journal, policy, adopted=adopted)
+                    session = make(session_id, held, content, namespace, journal, policy, adopted=adopted)
                     async with session._running():
                         yield session
                     with trio.CancelScope(shield=True):
@@ -123,6 +122,14 @@ class Session(Tree):
 
     _nursery: trio.Nursery
 
+    @classmethod
+    def _maker(cls, routes: Routes | None, options: Options | None) -> Callable[..., Session]:
+        if routes is None:
+            return cls
+        from vfs.persisted import PersistedSession  # a Session itself, and of no concern to one without routes
+
+        return partial(PersistedSession, routes=routes, options=options or Options())
+
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
         """The session's own tasks run until the block ends. What the block raises comes out as it is, in no group."""
@@ -130,12 +137,20 @@ class Session(Tree):
         async with trio.open_nursery() as self._nursery:
             try:
                 self._begin()
+                await self._start()
                 yield
+                await self._stop()
             except Exception as e:
                 failure = e
             self._nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
+
+    async def _start(self) -> None:
+        """Before the session is used: what needs its tasks."""
+
+    async def _stop(self) -> None:
+        """After it was used: its tasks still run."""
 
     def _begin(self) -> None:
         root = self.namespace.root
@@ -325,6 +340,10 @@ class Session(Tree):
     def remember(self, ino: int) -> None:
         """The kernel has been told of the inode once more."""
         self._lookups[ino] = self._lookups.get(ino, 0) + 1
+
+    def held(self) -> list[int]:
+        """The inodes that the kernel may hold: at least the root, and after a worker's death all."""
+        return list(self.namespace.inodes) if self._adopted else [ROOT, *self._lookups]
 
     def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
         """The kernel lets go of (inode, count) each; an inode without a name that it holds no more is reclaimed.

@@ -1,0 +1,312 @@
+"""What is done in a session reaches its persistence: when, in which order, and whatever fails on the way."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.vfs.shelf import BigShelf, Crash, Shelf, content, flaky, put, routes
+from vfs.options import Options
+from vfs.session import Session
+from vfs.tree import KERNEL
+
+
+def opened(tmp_path: Path, target: object, options: Options | None = None, **policy: Any) -> Any:
+    return Session.open("s", tmp_path, routes=routes(target, **policy), options=options)
+
+
+async def test_a_new_file_is_written_at_its_last_close(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf, debounce=100, max_wait=1000) as session:
+        ino = session.create(1, b"a", 0o644, KERNEL).ino
+        await session.write(ino, 0, b"hello")
+        await trio.sleep(50)
+        assert shelf.contents == {}
+        session.release(ino)
+        await trio.sleep(0.1)
+        assert shelf.contents == {"/a": b"hello"}
+        assert shelf.contexts["/a"]["size"] == 5
+        assert shelf.contexts["/a"]["if_version"] is None
+
+
+async def test_an_edit_waits_until_nobody_has_written_for_the_debounce(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf, debounce=5, max_wait=60) as session:
+        ino = await put(session, "a", b"one")
+        await session.sync()
+        for n in range(3):
+            await trio.sleep(4)
+            await session.write(ino, 0, b"%03d" % n)
+        assert shelf.contents == {"/a": b"one"}
+        await trio.sleep(5.1)
+        assert shelf.contents == {"/a": b"002"}
+        assert [operation for operation, _ in shelf.log] == ["write", "write"]
+
+
+async def test_a_file_that_is_written_all_the_time_goes_out_after_the_maximum_wait(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf, debounce=5, max_wait=20) as session:
+        ino = await put(session, "a", b"")
+        await session.sync()
+        for n in range(25):
+            await session.write(ino, n, b"x")
+            await trio.sleep(1)
+        assert 19 <= len(shelf.contents["/a"]) <= 22
+
+
+async def test_a_delete_and_a_rename_go_out_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf, debounce=100, max_wait=1000) as session:
+        await put(session, "a", b"a")
+        await put(session, "b", b"b")
+        await session.sync()
+        session.unlink(1, b"a", KERNEL)
+        session.rename(1, b"b", 1, b"c", 0, KERNEL)
+        await trio.sleep(0.2)
+        assert shelf.contents == {"/c": b"b"}
+        assert shelf.log.index(("write", "/c")) < shelf.log.index(("delete", "/b"))
+
+
+async def test_a_renamed_directory_is_moved_file_by_file_in_the_persistence(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        for n in range(5):
+            await put(session, f"old/d/{n}", b"%d" % n)
+        await session.sync()
+        shelf.log.clear()
+        session.rename(1, b"old", 1, b"new", 0, KERNEL)
+        receipt = await session.sync()
+        assert receipt.pending == 0
+        assert shelf.contents == {f"/new/d/{n}": b"%d" % n for n in range(5)}
+        assert {operation for operation, _ in shelf.log} == {"stat", "move"}
+
+
+async def test_a_swap_of_two_files_ends_with_the_right_contents(tmp_path: Path, autojump_clock: MockClock) -> None:
+    for kind in (Shelf, BigShelf):
+        shelf = kind()
+        async with Session.open(kind.__name__, tmp_path, routes=routes(shelf)) as session:
+            await put(session, "a", b"a")
+            await put(session, "b", b"b")
+            await session.sync()
+            session.rename(1, b"a", 1, b"b", 2, KERNEL)  # RENAME_EXCHANGE
+            assert (await session.sync()).pending == 0
+            assert shelf.contents == {"/a": b"b", "/b": b"a"}
+
+
+async def test_an_upload_never_marks_newer_bytes_clean(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    shelf.delay = lambda: 10.0
+    async with opened(tmp_path, shelf, debounce=1) as session:
+        ino = await put(session, "a", b"old")
+        await trio.sleep(5)
+        assert shelf.log == [("write", "/a")]
+        await session.write(ino, 0, b"new")
+        await trio.sleep(6)
+        assert shelf.contents == {"/a": b"old"}
+        await session.sync()
+        assert shelf.contents == {"/a": b"new"}
+
+
+async def test_what_was_written_after_a_synced_crash_is_not_taken_for_synced(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Shelf()
+    with pytest.raises(Crash):
+        async with opened(tmp_path, shelf) as session:
+            ino = await put(session, "a", b"old")
+            await session.sync()
+            raise Crash
+    async with opened(tmp_path, shelf) as session:
+        await session.write(ino, 0, b"new")
+        await session.sync()
+        assert shelf.contents == {"/a": b"new"}
+
+
+async def test_a_large_file_that_is_written_during_its_upload_never_arrives_half_old(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.02  # the content is read in threads, which the clock does not wait for
+    shelf = BigShelf()
+    shelf.delay = lambda: 0.5
+    seen: list[bytes] = []
+    async with opened(tmp_path, shelf, debounce=1, max_wait=3) as session:
+        ino = await put(session, "a", b"0" * (3 << 20))
+        for n in range(1, 30):
+            await trio.sleep(0.7)
+            digit = b"%d" % (n % 10)
+            for at in (2, 1, 0):
+                await session.write(ino, at << 20, digit * (1 << 20))
+            if "/a" in shelf.files:
+                seen.append(shelf.contents["/a"])
+        await session.sync()
+        assert shelf.contents["/a"] == b"9" * (3 << 20)
+    assert seen, "a file that is never left in peace must arrive all the same"
+    assert all(len(set(content)) == 1 for content in seen)
+
+
+async def test_a_persistence_that_is_down_for_an_hour_stops_nobody_and_all_arrives(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Shelf()
+    down = True
+
+    def fault(operation: str, path: str) -> None:
+        if down:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    shelf.fault = fault
+    async with opened(tmp_path, shelf) as session:
+        for n in range(20):
+            await put(session, f"f{n}", b"%d" % n)
+        await trio.sleep(3600)
+        assert await content(session, "f7") == b"7"
+        receipt = session.receipt()
+        assert receipt.pending == 20
+        assert "refused" in receipt.reasons[0].error
+        tries = len(shelf.log)
+        assert 20 * 60 < tries < 20 * 400
+        down = False
+        await trio.sleep(61)
+        assert len(shelf.contents) == 20
+        assert session.receipt().pending == 0
+
+
+async def test_an_error_that_will_not_pass_ends_a_sync_with_the_reason(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Shelf()
+
+    def fault(operation: str, path: str) -> None:
+        if path == "/bad":
+            raise PermissionError(errno.EACCES, "not yours")
+
+    shelf.fault = fault
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "bad", b"1")
+        await put(session, "good", b"2")
+        receipt = await session.sync()
+        assert receipt.pending == 1
+        assert [(reason.path, reason.tries > 0) for reason in receipt.reasons] == [("bad", True)]
+        assert "not yours" in receipt.reasons[0].error
+        assert receipt.stored.keys() == {"good"}
+
+
+async def test_a_sync_with_a_limit_says_what_is_pending(tmp_path: Path, autojump_clock: MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.02
+    shelf = Shelf()
+    shelf.delay = lambda: 25.0
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "a", b"1")
+        receipt = await session.sync(within=5)
+        assert (receipt.pending, receipt.reasons[0].path) == (1, "a")
+        assert (await session.sync()).pending == 0
+
+
+async def test_a_deletion_that_was_not_carried_out_survives_a_crash(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    with pytest.raises(Crash):
+        async with opened(tmp_path, shelf) as session:
+            await put(session, "a", b"a")
+            await session.sync()
+            session.unlink(1, b"a", KERNEL)
+            raise Crash
+    assert shelf.contents == {"/a": b"a"}
+    async with opened(tmp_path, shelf) as session:
+        await session.sync()
+        assert shelf.contents == {}
+
+
+async def test_an_upload_whose_answer_was_lost_is_no_conflict(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    lose = True
+    shelf.lost = lambda operation, path: lose and operation == "write"
+    with pytest.raises(Crash):
+        async with opened(tmp_path, shelf) as session:
+            ino = await put(session, "a", b"first")
+            await trio.sleep(0.1)
+            assert shelf.contents == {"/a": b"first"}
+            raise Crash
+    lose = False
+    async with opened(tmp_path, shelf) as session:
+        await session.write(ino, 0, b"later")
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/a": b"later"}
+
+
+async def test_the_end_of_a_session_is_a_sync(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf, debounce=100, max_wait=1000) as session:
+        ino = session.create(1, b"a", 0o644, KERNEL).ino
+        await session.write(ino, 0, b"still open")
+    assert shelf.contents == {"/a": b"still open"}
+
+
+async def test_the_end_of_a_session_waits_no_longer_than_it_may(tmp_path: Path, autojump_clock: MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.02
+    shelf = Shelf()
+    shelf.fault = flaky(1, 1.0)
+    began = trio.current_time()
+    async with opened(tmp_path, shelf, Options(stop_timeout=7)) as session:
+        await put(session, "a", b"1")
+    assert 7 <= trio.current_time() - began < 8
+
+
+async def test_both_names_of_a_hard_link_are_files_there(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        ino = await put(session, "a", b"one")
+        session.link(ino, 1, b"b", KERNEL)
+        await session.sync()
+        assert shelf.contents == {"/a": b"one", "/b": b"one"}
+        await session.write(ino, 0, b"two")
+        await session.sync()
+        assert shelf.contents == {"/a": b"two", "/b": b"two"}
+
+
+async def test_what_is_local_only_is_never_written(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf, local_only=["node_modules"]) as session:
+        await put(session, "node_modules/x/y", b"1")
+        await put(session, "src/y", b"2")
+        await session.sync()
+        assert shelf.contents == {"/src/y": b"2"}
+        node_modules = session.lookup(1, b"node_modules").ino
+        session.rename(node_modules, b"x", 1, b"x", 0, KERNEL)
+        await session.sync()
+        assert shelf.contents == {"/src/y": b"2", "/x/y": b"1"}
+
+
+async def test_at_most_so_many_at_once_as_the_options_say(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    shelf.delay = lambda: 0.1
+    async with opened(tmp_path, shelf, Options(concurrency=4, max_concurrency=6)) as session:
+        for n in range(100):
+            await put(session, f"{n}", b"x")
+        await session.sync()
+        assert 4 <= shelf.most_at_once <= 6
+
+
+async def test_ten_thousand_small_files_are_there_within_ten_seconds(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        directory = session.mkdir(1, b"d", 0o755, KERNEL).ino
+        for n in range(10_000):
+            ino = session.create(directory, b"%d" % n, 0o644, KERNEL).ino
+            await session.write(ino, 0, b"x" * 4096)
+            session.release(ino)
+        began = trio.current_time()
+        receipt = await session.sync()
+        assert receipt.pending == 0
+        assert len(shelf.files) == 10_000
+        assert trio.current_time() - began < 10

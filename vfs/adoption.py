@@ -1,0 +1,113 @@
+"""Adoption: files that are in the persistence and not yet in the session get inodes, without being asked for.
+
+One record for each thousand files, no request for any. Owner is that of the directory which a file or directory
+appears in; mode and mtime as the FileRef says, else 0644 and the time it was made. Nothing is awaited within one
+`adopt`. Called at opening, by `refresh`, and for the other side of a conflict.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from vfs.fileref import FileRef
+from vfs.inode import Inode
+from vfs.records import Adopt
+
+if TYPE_CHECKING:
+    from vfs.persisted import PersistedSession
+
+__all__ = ["adopt"]
+
+_BATCH = 1000
+_Row = tuple[int, bytes, int, int, int, int, int, int, str | None, dict[str, str] | None]
+
+
+def adopt(session: PersistedSession, refs: Iterable[FileRef]) -> list[tuple[str, str]]:
+    """Inodes for all `refs` whose path is free. The result names those whose path is not, and why.
+
+    The kernel is told of each name, as it may know that there was none.
+    """
+    rows = _Rows(session)
+    refused = []
+    for ref in refs:
+        why = rows.add(ref)
+        if why is not None:
+            refused.append((ref.path, why))
+        elif len(rows.rows) >= _BATCH:
+            rows.commit()
+    rows.commit()
+    return refused
+
+
+class _Rows:
+    """Rows of the next record. `made` are directories that it will make: path -> (ino, uid, gid, session's inode)."""
+
+    def __init__(self, session: PersistedSession) -> None:
+        self.session = session
+        self.rows: list[_Row] = []
+        self._directories: dict[bytes, tuple[int, int, int]] = {}
+        self._names: list[tuple[int, bytes]] = []
+        self._now = time.time_ns()
+        self._next_ino = session.namespace.next_ino
+
+    def add(self, ref: FileRef) -> str | None:
+        path = os.fsencode(ref.path)
+        parent_path, _, name = path.rpartition(b"/")
+        found = self._directory(parent_path)
+        if isinstance(found, str):
+            return found
+        if self.session.at(path) is not None:
+            return "the session has something else there"
+        parent, uid, gid = found
+        mode = stat.S_IFREG | (0o644 if ref.mode is None else ref.mode & 0o777)
+        mtime_ns = int(ref.created_at.timestamp()) * 10**9 if ref.mtime_ns is None else ref.mtime_ns
+        self._row(parent, name, mode, uid, gid, ref.size, mtime_ns, ref.version, ref.metadata or None)
+        return None
+
+    def _directory(self, path: bytes) -> tuple[int, int, int] | str:
+        """Number and owner of the directory, which is made if it is not there; or why it cannot be."""
+        known = self._directories.get(path)
+        if known is not None:
+            return known
+        inode: Inode | None = self.session.at(path)
+        if inode is not None:
+            if inode.entries is None:
+                return f"{os.fsdecode(path)} is not a directory in the session"
+            found = inode.ino, inode.uid, inode.gid
+        else:
+            parent_path, _, name = path.rpartition(b"/")
+            parent = self._directory(parent_path)
+            if isinstance(parent, str):
+                return parent
+            ino = self._row(parent[0], name, stat.S_IFDIR | 0o755, parent[1], parent[2], 0, self._now, None, None)
+            found = ino, parent[1], parent[2]
+        self._directories[path] = found
+        return found
+
+    def _row(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        size: int,
+        mtime_ns: int,
+        version: str | None,
+        metadata: dict[str, str] | None,
+    ) -> int:
+        ino = self._next_ino
+        self._next_ino += 1
+        self.rows.append((parent, name, ino, mode, uid, gid, size, mtime_ns, version, metadata))
+        self._names.append((parent, name))
+        return ino
+
+    def commit(self) -> None:
+        if self.rows:
+            self.session.commit_foreign(Adopt(self.rows, self._now))
+            self.session.outdated(self._names, ())
+            self.rows, self._names = [], []

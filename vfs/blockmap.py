@@ -1,0 +1,126 @@
+"""A block map: which blocks of a file whose content is in the persistence are here, in its backing file.
+
+Bits are set after the bytes are written, so a crash of the process makes a map say too little, never too much. `limit`
+is how much of the file the persistence still has a say in: a truncation lowers it, what lies behind is a hole, and no
+later growth brings the old bytes back. A map without a file on disk is one with nothing present.
+
+The file: `magic, u32 block size, u64 limit`, a bitmap of what is present, a bitmap of what of it was written here.
+After power loss only the latter counts: what was fetched may not have reached the disk, and can be fetched again.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from vfs.errors import DamagedState
+
+__all__ = ["BLOCK", "BlockMap"]
+
+BLOCK = 256 << 10
+_HEADER = struct.Struct("<8sIQ")
+_MAGIC = b"MSBLOCK1"
+
+
+class BlockMap:
+    """`limit` in bytes. Every change is on disk (as far as the kernel) when the call returns."""
+
+    def __init__(self, path: Path, limit: int, bits: bytes | None = None) -> None:
+        self.path = path
+        self.limit = limit
+        self._bytes = (-(-limit // BLOCK) + 7) // 8
+        self._present = bytearray(bits[: self._bytes] if bits else self._bytes)
+        self._written = bytearray(bits[self._bytes :] if bits else self._bytes)
+        self.missing = sum(1 for _ in self.absent(0, self.blocks))
+
+    @classmethod
+    def load(cls, path: Path, limit: int, *, powered_off: bool) -> BlockMap:
+        """The map on disk, or an empty one for `limit` bytes."""
+        try:
+            stored = path.read_bytes()
+        except FileNotFoundError:
+            return cls(path, limit)
+        size = (-(-_limit(path, stored) // BLOCK) + 7) // 8
+        bits = stored[_HEADER.size :]
+        if len(bits) != 2 * size:
+            raise DamagedState(str(path), "it has not the length that it says")
+        if powered_off:
+            bits = bits[size:] * 2
+        found = cls(path, _limit(path, stored), bits)
+        found.truncate(limit)
+        return found
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.limit // BLOCK)
+
+    def is_absent(self, block: int) -> bool:
+        return block < self.blocks and not self._present[block >> 3] >> (block & 7) & 1
+
+    def absent(self, first: int, end: int) -> Iterator[int]:
+        """Blocks from `first` to before `end` whose content is in the persistence only."""
+        for block in range(first, min(end, self.blocks)):
+            if not self._present[block >> 3] >> (block & 7) & 1:
+                yield block
+
+    def extent(self, block: int) -> tuple[int, int]:
+        """Offset and end of what of the block is the persistence's."""
+        return block * BLOCK, min((block + 1) * BLOCK, self.limit)
+
+    def fetched(self, block: int) -> None:
+        """The block's bytes are in the backing file."""
+        self._set(block, self._present, 0)
+
+    def overwritten(self, block: int) -> None:
+        """The block's bytes are in the backing file, all written here."""
+        self._set(block, self._present, 0)
+        self._set(block, self._written, self._bytes, count=False)
+
+    def _set(self, block: int, bits: bytearray, offset: int, count: bool = True) -> None:
+        if count and self.is_absent(block):
+            self.missing -= 1
+        bits[block >> 3] |= 1 << (block & 7)
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(fd).st_size == 0:
+                os.pwrite(fd, self._all(), 0)
+            else:
+                os.pwrite(fd, bits[block >> 3 : (block >> 3) + 1], _HEADER.size + offset + (block >> 3))
+        finally:
+            os.close(fd)
+
+    def _all(self) -> bytes:
+        # The header keeps the limit that the bitmaps were made for; a lower one is written by `truncate`.
+        return _HEADER.pack(_MAGIC, BLOCK, self.limit) + self._present + self._written
+
+    def truncate(self, limit: int) -> None:
+        """The persistence has no say in what lies behind `limit` any more."""
+        if limit >= self.limit:
+            return
+        size = (-(-limit // BLOCK) + 7) // 8
+        self.limit = limit
+        self._bytes = size
+        del self._present[size:], self._written[size:]
+        self.missing = sum(1 for _ in self.absent(0, self.blocks))
+        self.save()
+
+    def save(self) -> None:
+        """Write the whole map, aside and renamed."""
+        aside = self.path.with_suffix(".map-new")
+        with open(aside, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(self._all())
+        aside.rename(self.path)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _limit(path: Path, stored: bytes) -> int:
+    if len(stored) < _HEADER.size:
+        raise DamagedState(str(path), "it is too short for a block map")
+    magic, block, limit = _HEADER.unpack_from(stored)
+    if magic != _MAGIC or block != BLOCK:
+        raise DamagedState(str(path), "it is not a block map of this version")
+    return int(limit)

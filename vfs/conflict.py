@@ -1,0 +1,195 @@
+"""Conflicts: the persistence holds something else than we expected. Nothing is ever lost of either side.
+
+It may be our own: an upload whose answer was lost in a time-out or a crash is in the journal as an attempt, and what
+has an attempt's content is taken as stored. It may be gone: then an edit of ours creates it again. What remains is
+someone else's: it keeps the name, and ours goes on beside it as `NAME.conflict-SESSION-N`, uploaded too.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vfs.adoption import adopt
+from vfs.callbacks import Context
+from vfs.errors import Conflict, error
+from vfs.fileref import FileRef
+from vfs.inode import Inode
+from vfs.listing import UNKNOWN_SIZE
+from vfs.persistence import Persistence
+from vfs.records import Removed, Rename, Renewed, Stored, Unlink
+from vfs.remote import Attempt, Entry
+
+if TYPE_CHECKING:
+    from vfs.persisted import PersistedSession
+
+__all__ = ["Conflicts", "conflict_name"]
+
+log = logging.getLogger(__name__)
+
+_PIECE = 8 << 20
+
+
+def conflict_name(name: bytes, session_id: str, number: int) -> bytes:
+    """The name of the n-th copy of ours beside `name`: at most 255 bytes, the extension's place kept readable."""
+    suffix = f".conflict-{session_id}-{number}".encode()
+    return name[: 255 - len(suffix)] + suffix
+
+
+class Conflicts:
+    def __init__(self, session: PersistedSession) -> None:
+        self.session = session
+        self.namespace = session.namespace
+        self.count = 0
+
+    # ---- what is there
+
+    async def current(self, persistence: Persistence, path: bytes, found: str | None = None) -> FileRef | None:
+        """What the persistence holds at the path, by the cheapest callback that tells; None: nothing."""
+        name = os.fsdecode(path)
+        if "on_stat" in persistence.can:
+            try:
+                return await persistence.stat(name)
+            except FileNotFoundError:
+                return None
+        if "on_list" in persistence.can:
+            return next((ref for ref in await persistence.list() if ref.path == name), None)
+        if not persistence.reads:
+            raise error(errno.ESTALE, path, "changed by someone else, and there is no callback that reads it")
+        try:
+            checksum, size = await self._checksum(persistence, name, {})
+        except FileNotFoundError:
+            return None
+        return FileRef(path=name, size=size, checksum=checksum.hex(), version=found, created_at=datetime.now(UTC))
+
+    async def _checksum(self, persistence: Persistence, name: str, context: Context) -> tuple[bytes, int]:
+        digest, size = hashlib.sha256(), 0
+        if "on_read_range" not in persistence.can:
+            content = await persistence.read(name, context)
+            return hashlib.sha256(content).digest(), len(content)
+        while True:
+            part = await persistence.read_range(name, size, _PIECE, context)
+            digest.update(part)
+            size += len(part)
+            if len(part) < _PIECE:
+                return digest.digest(), size
+
+    async def _own(self, persistence: Persistence, path: bytes, ref: FileRef) -> Attempt | None:
+        """The attempt that made what is there, if it was one of ours."""
+        attempts = self.namespace.remote.attempts.get(path, [])
+        attempts = [a for a in attempts if a.checksum and ref.size in (UNKNOWN_SIZE, a.size)]
+        if not attempts or not (ref.checksum or persistence.reads):
+            return None
+        if ref.checksum:
+            checksum = bytes.fromhex(ref.checksum)
+        else:
+            context: Context = {} if ref.version is None else {"if_version": ref.version}
+            checksum, _ = await self._checksum(persistence, os.fsdecode(path), context)
+        return next((a for a in reversed(attempts) if a.checksum == checksum), None)
+
+    # ---- what is done about it
+
+    async def on_write(self, persistence: Persistence, path: bytes, inode: Inode, e: Conflict) -> None:
+        """A write, or a move onto the path, was refused. Afterwards what is to be done is decided anew."""
+        ref = await self.current(persistence, path, e.found)
+        if ref is None:
+            if self.namespace.remote.get(path) is None:
+                raise error(errno.EAGAIN, path, "refused as changed by someone else, but nothing is there")
+            self.session.commit(Removed(path))  # deleted by someone else; ours is newer, and creates it again
+            return
+        own = await self._own(persistence, path, ref)
+        if own is not None:
+            version = ref.version if ref.version is not None else e.found
+            self.session.commit(Stored(path, own.ino, own.generation, version, own.size, ref.metadata or None))
+            self.session.synced(path, own.size, ref)
+            return
+        self._keep_both(path, ref if ref.version is not None else msgspec.structs.replace(ref, version=e.found))
+
+    def _keep_both(self, path: bytes, ref: FileRef) -> None:
+        """Nothing is awaited here. After a crash between the two records a delete of ours is refused, and adopts."""
+        self.count += 1
+        parent_path, _, name = path.rpartition(b"/")
+        parent = self.session.at(parent_path)
+        here = self.session.at(path)
+        if parent is None or parent.entries is None or (here is not None and not here.is_file):
+            return
+        copy = b""
+        if here is not None:
+            number = 1
+            while (copy := conflict_name(name, self.session.id, number)) in parent.entries:
+                number += 1
+            now = time.time_ns()
+            self.session.commit_foreign(Rename(parent.ino, name, parent.ino, copy, now))
+        adopt(self.session, [ref])
+        beside = parent_path + b"/" + copy if parent_path else copy
+        log.warning("%s: %s was changed by someone else; ours is kept as %r", self.session.id, ref.path, beside)
+        self.session.conflicted(path, beside if copy else None, ref)
+
+    async def on_delete(self, persistence: Persistence, path: bytes, e: Conflict) -> None:
+        """A delete was refused: what is there now stays, and comes back into the session."""
+        ref = await self.current(persistence, path, e.found)
+        if ref is None:
+            self.session.commit(Removed(path))
+            return
+        own = await self._own(persistence, path, ref)
+        if own is not None:
+            self.session.commit(Stored(path, own.ino, own.generation, ref.version or e.found, own.size))
+            return
+        if self.session.at(path) is None:
+            self._keep_both(path, ref if ref.version is not None else msgspec.structs.replace(ref, version=e.found))
+
+    async def target_free(self, persistence: Persistence, path: bytes, held: Entry | None, want: Inode) -> bool:
+        """Whether a move may replace what is at the path; if not, that was dealt with."""
+        ref = await self.current(persistence, path)
+        if ref is None:
+            if held is not None:
+                self.session.commit(Removed(path))
+            return True
+        if held is not None and held.version == ref.version:
+            return True
+        moved = [a for a in self.namespace.remote.attempts.get(path, ()) if a.source and a.ino == want.ino]
+        if held is None and moved and ref.size in (UNKNOWN_SIZE, want.size):
+            return True  # what an attempt of this move left half done
+        await self.on_write(persistence, path, want, Conflict(os.fsdecode(path), ref.version))
+        return False
+
+    async def on_source_changed(self, persistence: Persistence, source: bytes, inode: Inode, e: Conflict) -> None:
+        """A clean file that was renamed here was changed there: the change goes with it to its new name."""
+        ref = await self.current(persistence, source, e.found)
+        if ref is None:
+            self.vanished(source)
+            return
+        held = self.namespace.remote.get(source)
+        if held is None or held.ino != inode.ino or held.generation != inode.generation:
+            return
+        self.renew(source, inode, ref)
+
+    def renew(self, path: bytes, inode: Inode, ref: FileRef) -> None:
+        """A clean file's content is now what the persistence holds."""
+        now = time.time_ns()
+        generation = inode.generation + 1
+        self.session.hydration.drop(inode)
+        mtime_ns = now if ref.mtime_ns is None else ref.mtime_ns
+        self.session.commit_foreign(
+            Renewed(path, inode.ino, generation, ref.size, mtime_ns, ref.version, now, ref.metadata or None)
+        )
+        self.session.outdated((), (inode.ino,))
+
+    def vanished(self, path: bytes) -> None:
+        """Someone else deleted what was at the path. What of it was not here is gone, and so is a clean file."""
+        held = self.namespace.remote.get(path)
+        inode = None if held is None else self.namespace.inodes.get(held.ino)
+        if held is None:
+            return
+        if inode is not None and inode.remote and inode.generation == held.generation:
+            for dentry in list(inode.dentries):
+                unlink = Unlink(dentry.parent.ino, dentry.name, time.time_ns())
+                self.session.drop_name(unlink)
+        self.session.commit(Removed(path))

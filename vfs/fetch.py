@@ -1,0 +1,261 @@
+"""Fetches: blocks on their way from the persistence into backing files.
+
+Each block is fetched once however many readers want it, by a task of the session, so a reader that goes away takes
+nothing with it. Bytes go into the backing file, and then into the map, without anything awaited between the look at the
+map and the two; so a fetch never overwrites what was written meanwhile, and never makes a truncated file long again.
+`Hydration` is who asks.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import trio
+
+from vfs.blockmap import BLOCK
+from vfs.callbacks import Context
+from vfs.errors import Conflict, error
+from vfs.inode import Inode
+from vfs.persistence import Persistence
+from vfs.records import Renewed
+from vfs.remote import UNKNOWN_SIZE, Entry
+
+if TYPE_CHECKING:
+    from vfs.hydrate import Hydration
+    from vfs.persisted import PersistedSession
+
+__all__ = ["SPAN", "Fetches"]
+
+log = logging.getLogger(__name__)
+
+SPAN = 16  # blocks of one request at most: 4 MiB
+AT_ONCE = 16  # requests in flight
+PAUSES = (0.1, 0.5, 2.0)  # seconds before each retry
+
+
+class _Fetch:
+    """Some blocks on their way."""
+
+    __slots__ = ("done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: OSError | None = None
+
+
+class Fetches:
+    def __init__(self, session: PersistedSession, hydration: Hydration) -> None:
+        self.session = session
+        self.namespace = session.namespace
+        self.content = session.content
+        self.hydration = hydration
+        self._running: dict[tuple[int, int], _Fetch] = {}
+        self._slots = trio.Semaphore(AT_ONCE)
+
+    async def settle(self, inode: Inode) -> None:
+        """Find out the size of a file that was listed as a bare path."""
+        await self._wait(self._begin(inode, -1))
+
+    async def need(self, inode: Inode, first: int, end: int) -> None:
+        """The blocks are here. Errors are those of the persistence, EIO where it says that nothing is there."""
+        while inode.remote:
+            absent = list(self.hydration.map(inode).absent(first, end))
+            if not absent:
+                return
+            for fetch in self.start(inode, absent):
+                await self._wait(fetch)
+
+    async def _wait(self, fetch: _Fetch) -> None:
+        with trio.move_on_after(self.session.options.read_timeout):
+            await fetch.done.wait()
+        if not fetch.done.is_set():
+            raise error(errno.EIO, None, "the persistence does not answer")
+        if fetch.error is not None:
+            raise fetch.error
+
+    def start(self, inode: Inode, blocks: Iterable[int]) -> list[_Fetch]:
+        """Have the blocks fetched, in runs, unless they are already; what to wait for."""
+        waiting: dict[_Fetch, None] = {}
+        run: list[int] = []
+        whole = not self._by_range(inode)
+        for block in blocks:
+            running = self._running.get((inode.ino, -1 if whole else block))
+            if running is not None:
+                waiting[running] = None
+            elif whole:
+                return [self._begin(inode, -1)]
+            elif run and block == run[-1] + 1 and len(run) < SPAN:
+                run.append(block)
+            else:
+                if run:
+                    waiting[self._begin(inode, *run)] = None
+                run = [block]
+        if run:
+            waiting[self._begin(inode, *run)] = None
+        return list(waiting)
+
+    def _by_range(self, inode: Inode) -> bool:
+        newest = self.namespace.remote.newest(inode.ino)
+        if newest is None:
+            return True
+        persistence = self.session.place(newest[0]).route.persistence
+        return persistence is not None and "on_read_range" in persistence.can
+
+    def _begin(self, inode: Inode, *blocks: int) -> _Fetch:
+        """Fetch these blocks, which follow each other; -1: the whole file."""
+        running = self._running.get((inode.ino, blocks[0]))
+        if running is not None:
+            return running
+        fetch = _Fetch()
+        for block in blocks:
+            self._running[inode.ino, block] = fetch
+        self.session.spawn(self._run, inode, fetch, blocks)
+        return fetch
+
+    async def _run(self, inode: Inode, fetch: _Fetch, blocks: tuple[int, ...]) -> None:
+        try:
+            async with self._slots:
+                await self._persistently(inode, blocks)
+        except OSError as e:
+            fetch.error = e
+        except Exception as e:
+            log.exception("%s: fetching content of inode %d failed", self.session.id, inode.ino)
+            fetch.error = error(errno.EIO, f"inode {inode.ino}", f"{type(e).__name__}: {e}")
+        finally:
+            for block in blocks:
+                del self._running[inode.ino, block]
+            fetch.done.set()
+
+    async def _persistently(self, inode: Inode, blocks: tuple[int, ...]) -> None:
+        """A few tries; at once where the path or the version has changed meanwhile."""
+        for pause in (*PAUSES, None):
+            source = self._source(inode)
+            try:
+                await self._once(inode, blocks, *source)
+                return
+            except Conflict as e:
+                if self._source(inode) == source:
+                    await self._changed(inode, *source, e)
+            except OSError as e:
+                if self.namespace.inodes.get(inode.ino) is not inode or not inode.remote:
+                    return
+                if self._source(inode) != source:
+                    continue
+                if isinstance(e, FileNotFoundError) or pause is None:
+                    raise
+                log.warning("%s: %s cannot be read: %s; it is tried again", self.session.id, os.fsdecode(source[0]), e)
+                await trio.sleep(pause)
+        raise error(errno.EIO, f"inode {inode.ino}", "it changes in the persistence faster than it can be read")
+
+    def _source(self, inode: Inode) -> tuple[bytes, Entry]:
+        newest = self.namespace.remote.newest(inode.ino)
+        if newest is None:
+            raise error(errno.EIO, f"inode {inode.ino}", "the persistence does not hold its content any more")
+        return newest
+
+    async def _once(self, inode: Inode, blocks: tuple[int, ...], path: bytes, entry: Entry) -> None:
+        persistence = self.session.place(path).route.persistence
+        if persistence is None:
+            raise error(errno.EIO, path, "there is no persistence to read it from")
+        context: Context = {}
+        if entry.version is not None:
+            context["if_version"] = entry.version
+        if entry.size != UNKNOWN_SIZE:
+            context["size"] = entry.size
+        name = os.fsdecode(path)
+        if entry.size == UNKNOWN_SIZE:
+            await self._size_up(persistence, inode, path, entry, context)
+        elif blocks[0] < 0:
+            content = await persistence.read(name, context)
+            if len(content) != entry.size:
+                raise Conflict(name)
+            await self._fill(inode, entry, content, 0)
+        else:
+            offset = blocks[0] * BLOCK
+            wanted = min(len(blocks) * BLOCK, entry.size - offset)
+            content = await persistence.read_range(name, offset, wanted, context)
+            if len(content) != wanted:
+                raise Conflict(name)
+            await self._fill(inode, entry, content, blocks[0])
+
+    async def _size_up(
+        self, persistence: Persistence, inode: Inode, path: bytes, entry: Entry, context: Context
+    ) -> None:
+        """Find out the size of a file that was listed as a bare path, by its metadata or by reading it."""
+        name = os.fsdecode(path)
+        if "on_stat" in persistence.can:
+            ref = await persistence.stat(name)
+            if ref.size != UNKNOWN_SIZE:
+                self._sized(inode, path, entry, ref.size, ref.version or entry.version, ref.mtime_ns)
+                return
+        content = await persistence.read(name, context)
+        if self._sized(inode, path, entry, len(content), entry.version, None):
+            await self._fill(inode, self.namespace.remote.entries[path], content, 0)
+
+    def _sized(
+        self, inode: Inode, path: bytes, entry: Entry, size: int, version: str | None, mtime_ns: int | None
+    ) -> bool:
+        if self.namespace.remote.get(path) != entry or self.namespace.inodes.get(inode.ino) is not inode:
+            return False
+        mtime_ns = inode.mtime_ns if mtime_ns is None else mtime_ns
+        record = Renewed(path, inode.ino, entry.generation, size, mtime_ns, version, inode.ctime_ns, entry.metadata)
+        self.session.commit_foreign(record)
+        self.hydration.maps.pop(inode.ino, None)
+        return inode.remote
+
+    async def _fill(self, inode: Inode, entry: Entry, content: bytes, first: int) -> None:
+        """Into the backing file, block by block, what is still absent and still of that version."""
+        view = memoryview(content)
+        for block in range(first, first - (-len(content) // BLOCK)):
+            newest = self.namespace.remote.newest(inode.ino)
+            if not inode.remote or self.namespace.inodes.get(inode.ino) is not inode:
+                return
+            if newest is None or (newest[1].generation, newest[1].version) != (entry.generation, entry.version):
+                return
+            known = self.hydration.map(inode)
+            if known.is_absent(block):
+                offset, end = known.extent(block)
+                at = (block - first) * BLOCK
+                self.hydration.back(inode)
+                with self.content.lease(inode.ino) as fd:
+                    _write_all(fd, view[at : at + end - offset], offset)
+                if inode.unsettled:
+                    self.content.touch(inode.ino, inode.mtime_ns)
+                known.fetched(block)
+            if block % 4 == 3:
+                await trio.lowlevel.checkpoint()
+        self.hydration.check_complete(inode, self.hydration.map(inode))
+
+    async def _changed(self, inode: Inode, path: bytes, entry: Entry, e: Conflict) -> None:
+        """The persistence holds another version. A clean file becomes that one."""
+        conflicts = self.session.writeback.transfer.conflicts
+        persistence = self.session.place(path).route.persistence
+        if persistence is None:
+            raise e
+        ref = await conflicts.current(persistence, path, e.found)
+        if self._source(inode) != (path, entry):
+            return
+        if ref is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsdecode(path))
+        if inode.generation == entry.generation:
+            conflicts.renew(path, inode, ref)
+            return
+        # Written in part over a version that is gone before the rest of it was fetched. What was written here is
+        # kept: write-back finds the conflict, and saves it beside the other version, with holes for the rest.
+        log.error(
+            "%s: %r was written in part and changed by someone else before the rest was read", self.session.id, path
+        )
+        known = self.hydration.map(inode)
+        known.truncate(0)
+        self.hydration.check_complete(inode, known)
+
+
+def _write_all(fd: int, view: memoryview, offset: int) -> None:
+    while view:
+        done = os.pwrite(fd, view, offset)
+        offset += done
+        view = view[done:]

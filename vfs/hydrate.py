@@ -1,0 +1,199 @@
+"""Hydration: brings content from the persistence into backing files, when it is read or partly written.
+
+An inode with `remote` set has content that is not (all) here; which blocks are, its `BlockMap` says. What is fetched is
+the version that `namespace.remote` names (`if_version`), so two versions never meet in one file: if the persistence has
+another one by now, a clean file is renewed as a whole. Each block is fetched once however many readers want it, by a
+task of the session, so a reader that goes away takes nothing with it. Bytes go into the backing file, and then into the
+map, without anything awaited between the look at the map and the two, so a fetch never overwrites what was written.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vfs.blockmap import BLOCK, BlockMap
+from vfs.errors import error
+from vfs.fetch import SPAN, Fetches
+from vfs.inode import Inode
+from vfs.readahead import ReadAhead
+from vfs.records import Adopt, Evicted, Hydrated, Reclaim, Record, Renewed
+from vfs.remote import UNKNOWN_SIZE
+
+if TYPE_CHECKING:
+    from vfs.persisted import PersistedSession
+
+__all__ = ["Hydration"]
+
+
+class Hydration:
+    def __init__(self, session: PersistedSession, *, powered_off: bool) -> None:
+        self.session = session
+        self.namespace = session.namespace
+        self.content = session.content
+        self.unsized: set[int] = set()
+        self.maps: dict[int, BlockMap] = {}
+        self._powered_off = powered_off
+        self._ahead = ReadAhead()
+        self._fetches = Fetches(session, self)
+
+    def begin(self) -> None:
+        """At the start of a session: what recovery cannot know."""
+        for entry in self.namespace.remote.entries.values():
+            if entry.size == UNKNOWN_SIZE:
+                self.unsized.add(entry.ino)
+        for path in Path(self.content.directory).glob("*.map*"):
+            inode = self.namespace.inodes.get(int(path.name.partition(".")[0]))
+            if inode is None or not inode.remote or path.suffix != ".map":
+                path.unlink()
+        if self._powered_off:
+            self._distrust()
+
+    def _distrust(self) -> None:
+        """After power loss: content that the persistence holds is taken from there; what the disk lost is not known."""
+        rows = []
+        for path, entry in self.namespace.remote.entries.items():
+            inode = self.namespace.inodes.get(entry.ino)
+            persistence = self.session.place(path).route.persistence
+            if inode is None or inode.remote or entry.generation != inode.generation or entry.size == UNKNOWN_SIZE:
+                continue
+            if persistence is not None and persistence.reads:
+                rows.append((inode.ino, entry.size, inode.mtime_ns))
+        for first in range(0, len(rows), 1000):
+            self.session.commit(Evicted(rows[first : first + 1000]))
+        for ino, _, _ in rows:
+            self.content.remove(ino)
+
+    # ---- what the session tells (Observer)
+
+    def committed(self, record: Record, inode: Inode | None) -> None:
+        if isinstance(record, Reclaim):
+            for ino in record.inos:
+                self.unsized.discard(ino)
+                self._ahead.forget(ino)
+                if (known := self.maps.pop(ino, None)) is not None:
+                    known.remove()
+        elif isinstance(record, Adopt):
+            self.unsized.update(row[2] for row in record.rows if row[6] == UNKNOWN_SIZE)
+        elif isinstance(record, Renewed) and record.size != UNKNOWN_SIZE:
+            self.unsized.discard(record.ino)
+
+    def written(self, inode: Inode) -> None:
+        pass
+
+    def released(self, inode: Inode) -> None:
+        self._ahead.forget(inode.ino)
+
+    # ---- requests
+
+    async def before_read(self, inode: Inode, offset: int, size: int) -> None:
+        """The bytes are in the backing file when this returns."""
+        await self.settle(inode)
+        end = min(offset + size, inode.size)
+        if end <= offset or not inode.remote:
+            return
+        first, last = offset // BLOCK, (end - 1) // BLOCK
+        ahead = self._ahead.wanted(inode.ino, offset, end)
+        if ahead is not None:
+            self._fetches.start(inode, self.map(inode).absent(*ahead))
+        await self._fetches.need(inode, first, last + 1)
+
+    async def before_write(self, inode: Inode, offset: int, length: int) -> None:
+        """Blocks that will be written in part are here when this returns, and nothing has been awaited since."""
+        await self.settle(inode)
+        while inode.remote:
+            known = self.map(inode)
+            end = offset + length
+            partial = [
+                block
+                for block in {offset // BLOCK, max(offset, end - 1) // BLOCK}
+                if known.is_absent(block) and not (offset <= known.extent(block)[0] and known.extent(block)[1] <= end)
+            ]
+            if not partial:
+                self.back(inode)
+                return
+            for block in partial:
+                await self._fetches.need(inode, block, block + 1)
+
+    def after_write(self, inode: Inode, offset: int, length: int, taken: int) -> int:
+        """Blocks that were overwritten are here. The result is what of the write counts: on a full disk the part of
+        it that ends within an absent block would be overwritten when that is fetched, so it does not."""
+        if not inode.remote:
+            return taken
+        known = self.map(inode)
+        end = offset + taken
+        if taken < length and known.is_absent(end // BLOCK) and known.extent(end // BLOCK)[1] > end:
+            end = max(offset, end // BLOCK * BLOCK)
+            if end == offset:
+                raise error(errno.ENOSPC, f"inode {inode.ino}")
+        for block in range(offset // BLOCK, -(-end // BLOCK)):
+            if known.is_absent(block):
+                known.overwritten(block)
+        self.check_complete(inode, known)
+        return end - offset
+
+    def before_truncate(self, inode: Inode) -> None:
+        """What the persistence has a say in is on disk before the size changes."""
+        known = self.map(inode)
+        if not known.path.exists():
+            known.save()
+        self.back(inode)
+
+    def truncated(self, inode: Inode) -> None:
+        known = self.map(inode)
+        known.truncate(inode.size)
+        self.check_complete(inode, known)
+
+    async def settle(self, inode: Inode) -> None:
+        """The file's size is known when this returns."""
+        while inode.ino in self.unsized and inode.remote:
+            await self._fetches.settle(inode)
+
+    async def complete(self, inode: Inode) -> None:
+        """All of the file is here when this returns. FileNotFoundError if the persistence has it no more."""
+        await self.settle(inode)
+        while inode.remote:
+            known = self.map(inode)
+            absent = list(known.absent(0, known.blocks))
+            for at in range(0, len(absent), SPAN):
+                await self._fetches.need(inode, absent[at], absent[min(at + SPAN, len(absent)) - 1] + 1)
+                if not inode.remote:
+                    return
+            self.check_complete(inode, self.map(inode))
+
+    def drop(self, inode: Inode) -> None:
+        """What of the content is here is not the file's any more."""
+        known = self.maps.pop(inode.ino, None)
+        (known or BlockMap(self._path(inode.ino), 0)).remove()
+        self.content.remove(inode.ino)
+        self._ahead.forget(inode.ino)
+
+    # ---- maps
+
+    def _path(self, ino: int) -> Path:
+        return Path(self.content.directory) / f"{ino}.map"
+
+    def map(self, inode: Inode) -> BlockMap:
+        known = self.maps.get(inode.ino)
+        if known is None:
+            newest = self.namespace.remote.newest(inode.ino)
+            held = inode.size if newest is None else newest[1].size
+            limit = min(held, inode.size) if held != UNKNOWN_SIZE else inode.size
+            known = BlockMap.load(self._path(inode.ino), limit, powered_off=self._powered_off)
+            self.maps[inode.ino] = known
+        return known
+
+    def back(self, inode: Inode) -> None:
+        """There is a backing file of the full size."""
+        if self.content.stat(inode.ino) is None:
+            self.content.truncate(inode.ino, inode.size)
+            self.content.touch(inode.ino, inode.mtime_ns)
+
+    def check_complete(self, inode: Inode, known: BlockMap) -> None:
+        if inode.remote and not known.missing and inode.ino not in self.unsized:
+            self.back(inode)
+            self.session.commit(Hydrated(inode.ino))
+            self.maps.pop(inode.ino, None)
+            known.remove()
+            self._ahead.forget(inode.ino)

@@ -1,0 +1,249 @@
+"""A session whose files are also somewhere else: in the persistences that its routes say.
+
+It is a `Session` in every respect; what it adds to a request is a look at whether content is still there rather than
+here, and at read-only and hidden places where a route has such. `Session.open` makes one when it is given routes, and
+nothing of this is paid for without. `writeback` brings changes there, `hydration` content here, `refresh` what others
+changed there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+import trio
+
+from vfs.barrier import run_barrier
+from vfs.content import Content
+from vfs.errors import error
+from vfs.fileref import FileRef
+from vfs.hydrate import Hydration
+from vfs.inode import Inode
+from vfs.journal import Journal
+from vfs.namespace import Namespace
+from vfs.options import Options
+from vfs.policy import Policy
+from vfs.receipt import Pending, Receipt, StoredFile
+from vfs.records import Record, Unlink
+from vfs.remote import Entry
+from vfs.routes import Place, Routes
+from vfs.rules import Changes
+from vfs.session import Session
+from vfs.state import State
+from vfs.tree import Caller
+from vfs.writeback import WriteBack
+
+__all__ = ["PersistedSession"]
+
+log = logging.getLogger(__name__)
+
+
+class PersistedSession(Session):
+    def __init__(
+        self,
+        session_id: str,
+        state: State,
+        content: Content,
+        namespace: Namespace,
+        journal: Journal,
+        policy: Policy,
+        *,
+        adopted: bool,
+        routes: Routes,
+        options: Options,
+    ) -> None:
+        super().__init__(session_id, state, content, namespace, journal, policy, adopted=adopted)
+        self.routes = routes
+        self.options = options
+        self.hydration = Hydration(self, powered_off=state.powered_off)
+        self.writeback = WriteBack(self, options)
+        self.observers += [self.writeback, self.hydration]
+        self.foreign = False  # what is being committed was done by someone else, in the persistence
+        self.invalidate: Callable[[list[tuple[int, bytes]], list[int]], None] = lambda names, inos: None
+        self._frozen: dict[int, trio.Event] = {}
+        self._stored: dict[bytes, StoredFile] = {}
+        self._closed = False
+
+    async def _start(self) -> None:
+        self.hydration.begin()
+        self.writeback.note_all()
+        self._nursery.start_soon(self.writeback.run)
+
+    async def _stop(self) -> None:
+        if not self._closed:
+            await self.sync(within=self.options.stop_timeout)
+
+    def spawn(self, task: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        """Run beside the requests, until the session ends."""
+        self._nursery.start_soon(task, *arguments)
+
+    # ---- for the parts of this session
+
+    def commit(self, record: Record) -> None:
+        self._commit(record)
+
+    def commit_foreign(self, record: Record) -> None:
+        """A change that someone else made, in the persistence."""
+        self.foreign = True
+        try:
+            self._commit(record)
+        finally:
+            self.foreign = False
+
+    def drop_name(self, record: Unlink) -> None:
+        """A file that someone else deleted in the persistence."""
+        inode = self.namespace.inodes[record.parent]
+        assert inode.entries is not None
+        before = inode.entries[record.name].inode
+        self.commit_foreign(record)
+        self.outdated([(record.parent, record.name)], ())
+        self._let_go(before)
+
+    def outdated(self, names: Iterable[tuple[int, bytes]], inos: Iterable[int]) -> None:
+        """What the kernel has cached of these is not true any more."""
+        self.invalidate(list(names), list(inos))
+
+    def at(self, path: bytes) -> Inode | None:
+        """The inode at a path, if there is one."""
+        inode = self.namespace.root
+        if path:
+            for name in path.split(b"/"):
+                entries = inode.entries
+                if entries is None:
+                    return None
+                dentry = entries.get(name)
+                if dentry is None:
+                    return None
+                inode = dentry.inode
+        return inode
+
+    def paths(self, inode: Inode) -> Iterator[bytes]:
+        """Every path of a file."""
+        for dentry in list(inode.dentries):
+            parent = self.namespace.path(dentry.parent)
+            yield parent + b"/" + dentry.name if parent else dentry.name
+
+    def place(self, path: bytes) -> Place:
+        return self.routes.for_path(path.split(b"/"))
+
+    def is_open(self, ino: int) -> bool:
+        return ino in self._opens
+
+    @contextlib.asynccontextmanager
+    async def frozen(self, ino: int) -> AsyncIterator[None]:
+        """Nobody writes the file meanwhile."""
+        while ino in self._frozen:
+            await self._frozen[ino].wait()
+        self._frozen[ino] = trio.Event()
+        try:
+            yield
+        finally:
+            self._frozen.pop(ino).set()
+
+    def metadata_of(self, inode: Inode, held: Entry | None) -> dict[str, str]:
+        """What is kept with the file in the persistence: earlier answers, and the user's own xattrs over them."""
+        metadata = dict(held.metadata) if held is not None and held.metadata else {}
+        for name, value in (inode.xattrs or {}).items():
+            if name.startswith(b"user."):
+                with contextlib.suppress(UnicodeDecodeError):
+                    metadata[name[len(b"user.") :].decode()] = value.decode()
+        return metadata
+
+    # ---- what write-back tells
+
+    def synced(self, path: bytes, size: int, ref: FileRef) -> None:
+        self._stored[path] = StoredFile(size, ref.version)
+
+    def removed(self, path: bytes) -> None:
+        self._stored.pop(path, None)
+
+    def failed(self, path: bytes, e: OSError) -> None:
+        pass
+
+    def conflicted(self, path: bytes, beside: bytes | None, ref: FileRef) -> None:
+        pass
+
+    # ---- requests
+
+    async def read(self, ino: int, offset: int, size: int) -> bytes:
+        inode = self.namespace.inode(ino)
+        if inode.remote and inode.is_file:
+            await self.hydration.before_read(inode, offset, size)
+        return await super().read(ino, offset, size)
+
+    async def write(self, ino: int, offset: int, data: bytes) -> int:
+        inode = self.namespace.inode(ino)
+        while ino in self._frozen:
+            await self._frozen[ino].wait()
+        if inode.remote and inode.is_file and not self.read_only:
+            await self.hydration.before_write(inode, offset, len(data))
+            taken = await super().write(ino, offset, data)
+            return self.hydration.after_write(inode, offset, len(data), taken)
+        return await super().write(ino, offset, data)
+
+    async def setattr(self, ino: int, changes: Changes, caller: Caller) -> Inode:
+        if changes.size is not None:
+            while ino in self._frozen:
+                await self._frozen[ino].wait()
+            inode = self.namespace.inode(ino)
+            if inode.remote and inode.is_file and not self.read_only:
+                self.hydration.before_truncate(inode)
+        inode = await super().setattr(ino, changes, caller)
+        if changes.size is not None and inode.remote:
+            self.hydration.truncated(inode)
+        return inode
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        """With what the persistence said about the file, as `user.*`."""
+        try:
+            return super().getxattr(ino, name)
+        except OSError:
+            metadata = self._metadata(ino)
+            key = name.removeprefix(b"user.")
+            if key == name or key not in metadata:
+                raise error(errno.ENODATA, name) from None
+            return metadata[key]
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        own = super().listxattr(ino)
+        return own + [name for key in self._metadata(ino) if (name := b"user." + key) not in own]
+
+    def _metadata(self, ino: int) -> dict[bytes, bytes]:
+        newest = self.namespace.remote.newest(ino)
+        if newest is None or not newest[1].metadata:
+            return {}
+        return {os.fsencode(key): os.fsencode(value) for key, value in newest[1].metadata.items()}
+
+    # ---- durability
+
+    async def sync(self, within: float | None = None) -> Receipt:
+        """A barrier: all that was done before it is in the persistence; the receipt says what, and what is not.
+
+        Without `within` (seconds) it waits as long as that takes, but not for errors that will not pass by themselves.
+        """
+        await super().sync()
+        await run_barrier(self, within)
+        receipt = self.receipt()
+        self._stored = {}
+        return receipt
+
+    def receipt(self) -> Receipt:
+        """Beside what there is: what was stored since the last sync, and what is pending, and why."""
+        plain = super().receipt()
+        pending = [pending for pending in self.writeback.queue if self.writeback.transfer.differs(pending.path)]
+        reasons = [
+            Pending(os.fsdecode(p.path), str(p.error) if p.error else "not answered yet", p.tries)
+            for p in pending[:1000]
+        ]
+        return Receipt(
+            plain.session,
+            plain.files,
+            plain.bytes,
+            len(pending),
+            {os.fsdecode(path): file for path, file in self._stored.items()},
+            reasons,
+        )

@@ -1,0 +1,285 @@
+"""One step that brings the persistence nearer to what the namespace says, for one path: a write, a move or a delete.
+
+What is to be done is decided from the state at the moment it begins, never from what was asked for earlier, so any
+order of steps ends at the same result. Three rules keep content safe on the way:
+
+- content that is nowhere but at a path of the persistence is moved or fetched before that path is overwritten or
+  deleted;
+- what was renamed is deleted at its old path only when the persistence has acknowledged it at the new one;
+- a write, a move or a delete says which version it expects to find (`if_version`); what else is there is a conflict.
+
+A path in `busy` is being worked on, and nobody else touches it in the persistence. `WriteBack` calls `step`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vfs import failpoints
+from vfs.callbacks import Context
+from vfs.capture import SMALL, Capture, Torn, capture
+from vfs.conflict import Conflicts
+from vfs.errors import Conflict
+from vfs.fileref import FileRef, guess_content_type
+from vfs.inode import Inode
+from vfs.persistence import Persistence
+from vfs.records import Removed, Stored, Storing
+from vfs.remote import Entry
+
+if TYPE_CHECKING:
+    from vfs.persisted import PersistedSession
+
+__all__ = ["Blocked", "Transfer"]
+
+log = logging.getLogger(__name__)
+
+_IN_THE_WAY = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY})
+
+
+class Blocked(Exception):
+    """The step has to wait until something has been done to the path `on`."""
+
+    def __init__(self, on: bytes) -> None:
+        super().__init__(on)
+        self.on = on
+
+
+class Transfer:
+    def __init__(self, session: PersistedSession, release: Callable[[bytes], None]) -> None:
+        """`release` is called when a path that a step has claimed beside its own is free again."""
+        self.session = session
+        self._release = release
+        self.namespace = session.namespace
+        self.busy: set[bytes] = set()
+        self.errors: dict[bytes, OSError] = {}  # why a path could not be brought there, last time
+        self.conflicts = Conflicts(session)
+
+    # ---- what is to be done
+
+    def desired(self, path: bytes) -> Inode | None:
+        """The file that the persistence should hold at the path."""
+        inode = self.session.at(path)
+        if inode is None or not inode.is_file or self.session.place(path).persistence is None:
+            return None
+        return inode
+
+    def differs(self, path: bytes) -> bool:
+        """Whether something is to be done that can be done."""
+        inode, held = self.session.at(path), self.namespace.remote.get(path)
+        place = self.session.place(path)
+        persistence = place.persistence
+        if persistence is None:
+            return False
+        if inode is None or not inode.is_file:
+            return held is not None and not persistence.can.isdisjoint({"on_delete", "on_commit"})
+        if held is not None and held.ino == inode.ino and held.generation == inode.generation:
+            return False
+        return persistence.writes
+
+    async def step(self, path: bytes, *, copy: bool = False) -> None:
+        """One step for the path, which is claimed (`busy`). May leave more to do. Raises Blocked, Torn, OSError."""
+        want, held = self.desired(path), self.namespace.remote.get(path)
+        if want is None:
+            if held is not None:
+                await self._delete(path, held)
+        elif held is None or (held.ino, held.generation) != (want.ino, want.generation):
+            if held is not None and held.ino != want.ino and await self._rescue(held.ino, path):
+                return
+            source = self._movable(path, want, held)
+            if source is not None:
+                await self._move(source, path, want)
+            elif want.remote:
+                await self.session.hydration.complete(want)
+            else:
+                await self._write(path, want, held, copy)
+
+    def _persistence(self, path: bytes) -> Persistence:
+        persistence = self.session.place(path).persistence
+        if persistence is None:
+            raise OSError(errno.ENOSYS, "no persistence", os.fsdecode(path))
+        return persistence
+
+    def _context(self, path: bytes, inode: Inode, held: Entry | None) -> Context:
+        """What the callback is told about the file; `if_version` is about what is there now."""
+        context: Context = {
+            "mode": stat.S_IMODE(inode.mode),
+            "mtime_ns": inode.mtime_ns,
+            "uid": inode.uid,
+            "gid": inode.gid,
+            "content_type": guess_content_type(os.fsdecode(path)),
+            "size": inode.size,
+            "generation": inode.generation,
+        }
+        metadata = self.session.metadata_of(inode, held)
+        if metadata:
+            context["metadata"] = metadata
+        if held is None:
+            context["if_version"] = None
+        elif held.version is not None:
+            context["if_version"] = held.version
+        return context
+
+    # ---- write
+
+    async def _write(self, path: bytes, want: Inode, held: Entry | None, copy: bool) -> None:
+        persistence = self._persistence(path)
+        async with capture(self.session, want, copy=copy) as captured:
+            context = self._context(path, want, held)
+            context["size"], context["checksum"] = captured.size, captured.checksum
+            context["generation"], context["mtime_ns"] = captured.generation, captured.mtime_ns
+            checksum = bytes.fromhex(captured.checksum)
+            self.session.commit(Storing(path, want.ino, captured.generation, captured.size, checksum))
+            failpoints.reach("upload.before-answer")
+            try:
+                ref = await self._upload(persistence, path, captured, context)
+            except Conflict as e:
+                await self.conflicts.on_write(persistence, path, want, e)
+                return
+            except OSError:
+                if captured.torn:
+                    raise Torn(want.ino) from None
+                raise
+        failpoints.reach("upload.before-record")
+        self.stored(path, want.ino, captured.generation, captured.size, ref)
+        failpoints.reach("upload.after-record")
+
+    async def _upload(self, persistence: Persistence, path: bytes, captured: Capture, context: Context) -> FileRef:
+        if captured.content is not None:
+            return await persistence.write(os.fsdecode(path), captured.content, context)
+        with captured.file() as file:
+            return await persistence.write_file(os.fsdecode(path), file, context)
+
+    def stored(self, path: bytes, ino: int, generation: int, size: int, ref: FileRef, source: bytes = b"") -> None:
+        """The persistence has answered."""
+        self.session.commit(Stored(path, ino, generation, ref.version, size, ref.metadata or None, source))
+        self.session.synced(path, size, ref)
+
+    # ---- move
+
+    def _movable(self, path: bytes, want: Inode, held: Entry | None) -> bytes | None:
+        """A path that holds this very content, wanted there no more, from where the persistence itself can move it."""
+        persistence = self._persistence(path)
+        if "on_move" not in persistence.can:
+            return None
+        if held is not None and not want.remote and want.size <= SMALL:
+            return None  # a write says which version it replaces, a move cannot
+        for source in self.namespace.remote.paths(want.ino):
+            entry = self.namespace.remote.entries[source]
+            if source == path or entry.generation != want.generation or self.session.at(source) is want:
+                continue
+            if self.session.place(source).persistence is not persistence:
+                continue
+            if source in self.busy:
+                raise Blocked(source)
+            return source
+        return None
+
+    async def _move(self, source: bytes, path: bytes, want: Inode) -> None:
+        persistence = self._persistence(path)
+        entry, held = self.namespace.remote.entries[source], self.namespace.remote.get(path)
+        claimed = source not in self.busy
+        self.busy.add(source)
+        try:
+            if "on_stat" in persistence.can and not await self.conflicts.target_free(persistence, path, held, want):
+                return
+            if self.namespace.remote.get(source) is not entry or self.session.at(path) is not want:
+                return
+            tried = any(a.source == source for a in self.namespace.remote.attempts.get(path, ()))
+            context = self._context(path, want, entry)
+            self.session.commit(Storing(path, want.ino, entry.generation, entry.size, b"", source))
+            failpoints.reach("move.before-answer")
+            try:
+                ref = await persistence.move(os.fsdecode(source), os.fsdecode(path), context)
+            except FileNotFoundError:
+                found = await self.conflicts.current(persistence, path) if tried else None
+                if found is None:
+                    self.conflicts.vanished(source)
+                    return
+                ref = found
+            except Conflict as e:
+                await self.conflicts.on_source_changed(persistence, source, want, e)
+                return
+            failpoints.reach("move.before-record")
+            self.stored(path, want.ino, entry.generation, entry.size, ref, source)
+        finally:
+            if claimed:
+                self.busy.discard(source)
+                self._release(source)
+
+    async def _rescue(self, ino: int, path: bytes) -> bool:
+        """Where `path` is the only place that holds content of a file that still exists, bring it into safety first.
+
+        True if that was needed, and done: what is to be done is then decided anew.
+        """
+        holder = self.namespace.inodes.get(ino)
+        if holder is None or not holder.remote:
+            return False
+        newest = self.namespace.remote.newest(ino)
+        if newest is None or self.namespace.remote.entries[path].generation < newest[1].generation:
+            return False
+        for target in self.session.paths(holder):
+            if target in self.busy or self.namespace.remote.get(target) is not None or self.desired(target) is None:
+                continue
+            if "on_move" in self._persistence(target).can and self._is_source(path, target, holder):
+                self.busy.add(target)
+                try:
+                    await self._move(path, target, holder)
+                finally:
+                    self.busy.discard(target)
+                    self._release(target)
+                return True
+        try:
+            await self.session.hydration.complete(holder)
+        except FileNotFoundError:
+            self.conflicts.vanished(path)
+        return True
+
+    def _is_source(self, path: bytes, target: bytes, holder: Inode) -> bool:
+        return (
+            self.namespace.remote.entries[path].generation == holder.generation
+            and self.session.place(path).persistence is self.session.place(target).persistence
+        )
+
+    # ---- delete
+
+    async def _delete(self, path: bytes, held: Entry) -> None:
+        holder = self.namespace.inodes.get(held.ino)
+        if holder is not None:
+            if holder.nlink and (on := self._awaited(path, held, holder)) is not None:
+                raise Blocked(on)
+            if await self._rescue(held.ino, path):
+                return
+        persistence = self._persistence(path)
+        context: Context = {"content_type": guess_content_type(os.fsdecode(path))}
+        if held.version is not None:
+            context["if_version"] = held.version
+        if held.metadata:
+            context["metadata"] = held.metadata
+        try:
+            await persistence.delete(os.fsdecode(path), context)
+        except Conflict as e:
+            await self.conflicts.on_delete(persistence, path, e)
+            return
+        failpoints.reach("delete.before-record")
+        self.session.commit(Removed(path))
+        self.session.removed(path)
+
+    def _awaited(self, path: bytes, held: Entry, holder: Inode) -> bytes | None:
+        """The new path of a renamed file that the persistence does not hold yet."""
+        waiting = None
+        for target in self.session.paths(holder):
+            if target == path or self.desired(target) is None:
+                continue
+            entry = self.namespace.remote.get(target)
+            if entry is not None and entry.ino == holder.ino and entry.generation >= held.generation:
+                return None
+            failed = self.errors.get(target)
+            if failed is not None and failed.errno in _IN_THE_WAY and not holder.remote:
+                return None  # the old path may be what is in the way of the new one; the content is here
+            waiting = target
+        return waiting

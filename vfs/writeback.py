@@ -1,0 +1,343 @@
+"""Write-back: brings the persistences to what the namespace says, behind the requests.
+
+The session tells of every change by noting a directory entry or an inode, which is all that a request pays; a task
+turns notes into pending paths by comparing the namespace, as it is by then, with `namespace.remote`. That is enough:
+for any path whose meaning has changed, the highest entry on it that was changed is noted, and its directory's own path
+is the same before and after. At the start of a session everything is compared, so what was pending at a crash is found.
+
+New files go out when they are closed; edits when they have not been written for the route's `debounce`, or after its
+`max_wait`; deletes and renames at once. Failures are retried for ever (`pending`). `barrier` waits for all that was
+done before it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import stat
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from vfs.capture import Torn
+from vfs.inode import Inode
+from vfs.limit import Limit
+from vfs.options import Options
+from vfs.pending import Pending, Queue
+from vfs.records import Dirty, Link, Make, Reclaim, Record, Rename, Unlink
+from vfs.transfer import Blocked, Transfer
+
+if TYPE_CHECKING:
+    from vfs.persisted import PersistedSession
+
+__all__ = ["WriteBack"]
+
+log = logging.getLogger(__name__)
+
+TICK = 0.01  # after a wake-up: what a burst of requests changes is looked at together
+SLICE = 200  # paths compared without a checkpoint, about a millisecond
+PATIENCE = 3  # uploads of a large file torn by its writers before they have to wait for a copy
+
+
+class _Writes:
+    """When this generation of a file was first and last written."""
+
+    __slots__ = ("first", "last")
+
+    def __init__(self, now: float) -> None:
+        self.first = self.last = now
+
+
+class WriteBack:
+    def __init__(self, session: PersistedSession, options: Options) -> None:
+        self.session = session
+        self.namespace = session.namespace
+        self.queue = Queue()
+        self.transfer = Transfer(session, self._claim_ended)
+        self.limit = Limit(options.concurrency, options.max_concurrency)
+        self.progressed = trio.Event()
+        self.epoch = 0  # counts barriers
+        self.urgent = 0  # barriers that wait
+        self.changes = 0  # counts notes
+        self._names: deque[tuple[int, bytes]] = deque()
+        self._inodes: dict[int, None] = {}
+        self._writes: dict[int, _Writes] = {}
+        self._fresh: set[int] = set()
+        self._blocked: dict[bytes, set[bytes]] = {}
+        self._expanding = False
+        self._wake = trio.Event()
+        self._notes: dict[type, Callable[[Any], None]] = {
+            Make: self._note_make,
+            Link: self._note_name,
+            Unlink: self._note_name,
+            Rename: self._note_rename,
+            Dirty: self._note_dirty,
+            Reclaim: self._note_reclaim,
+        }
+
+    # ---- what the session tells (Observer)
+
+    def committed(self, record: Record, inode: Inode | None) -> None:
+        note = self._notes.get(type(record))
+        if note is not None:
+            note(record)
+
+    def written(self, inode: Inode) -> None:
+        writes = self._writes.get(inode.ino)
+        if writes is not None:
+            writes.last = trio.current_time()
+
+    def released(self, inode: Inode) -> None:
+        if inode.ino in self._fresh:
+            self._inodes[inode.ino] = None
+            self._wake.set()
+
+    def _note_name(self, record: Link | Unlink | Make) -> None:
+        self._names.append((record.parent, record.name))
+        self._wake.set()
+
+    def _note_make(self, record: Make) -> None:
+        if stat.S_ISREG(record.mode):
+            self._fresh.add(record.ino)
+            self._note_name(record)
+
+    def _note_rename(self, record: Rename) -> None:
+        self._names.append((record.old_parent, record.old_name))
+        self._names.append((record.new_parent, record.new_name))
+        self._wake.set()
+
+    def _note_dirty(self, record: Dirty) -> None:
+        self._writes[record.ino] = _Writes(trio.current_time())
+        self._inodes[record.ino] = None
+        self._wake.set()
+
+    def _note_reclaim(self, record: Reclaim) -> None:
+        for ino in record.inos:
+            self._writes.pop(ino, None)
+            self._fresh.discard(ino)
+
+    def note_all(self) -> None:
+        """Compare everything: at the start, and when a route was added."""
+        self._names.append((self.namespace.root.ino, b""))
+        self._wake.set()
+
+    def note_path(self, path: bytes) -> None:
+        """Compare this path."""
+        self._mark(path)
+        self._wake.set()
+
+    # ---- from notes to pending paths
+
+    @property
+    def settled(self) -> bool:
+        """Whether all notes have been turned into pending paths."""
+        return not (self._names or self._inodes or self._expanding)
+
+    async def expand(self) -> None:
+        """Turn what was noted so far into pending paths."""
+        while self._expanding:
+            await self._progress()
+        self._expanding = True
+        try:
+            while self._names or self._inodes:
+                self.changes += 1
+                while self._names:
+                    parent, name = self._names.popleft()
+                    directory = self.namespace.inodes.get(parent)
+                    if directory is not None and directory.nlink:
+                        path = self.namespace.path(directory)
+                        await self._mark_under(path + b"/" + name if path and name else path or name)
+                while self._inodes:
+                    ino, _ = self._inodes.popitem()
+                    inode = self.namespace.inodes.get(ino)
+                    if inode is not None:
+                        for path in self.session.paths(inode):
+                            self._mark(path)
+        finally:
+            self._expanding = False
+            self._report()
+
+    async def _mark_under(self, prefix: bytes) -> None:
+        inode = self.session.at(prefix)
+        if inode is None or inode.entries is None:
+            self._mark(prefix)
+        count = 0
+        for path in [path for path in self.namespace.remote.under(prefix) if path != prefix]:
+            self._mark(path)
+            count += 1
+            if count % SLICE == 0:
+                await trio.lowlevel.checkpoint()
+        directories = [] if inode is None or inode.entries is None else [(prefix, inode)]
+        while directories:
+            path, directory = directories.pop()
+            for dentry in list((directory.entries or {}).values()):
+                child = path + b"/" + dentry.name if path else dentry.name
+                if dentry.inode.entries is not None:
+                    directories.append((child, dentry.inode))
+                elif dentry.inode.is_file:
+                    self._mark(child)
+                count += 1
+                if count % SLICE == 0:
+                    await trio.lowlevel.checkpoint()
+
+    def _mark(self, path: bytes) -> None:
+        """Pending or not, from what the namespace and the persistence hold now."""
+        pending = self.queue.get(path)
+        if pending is not None and pending.busy:
+            return  # looked at again when the operation ends
+        if not self.transfer.differs(path):
+            if pending is not None:
+                self._finish(pending)
+            return
+        now = trio.current_time()
+        pending = pending or Pending(path, now)
+        self.queue.schedule(pending, self._due(pending, now))
+
+    def _finish(self, pending: Pending) -> None:
+        self.queue.remove(pending.path)
+        self.transfer.errors.pop(pending.path, None)
+        self._unblock(pending.path)
+
+    def _due(self, pending: Pending, now: float) -> float:
+        """When the path may be carried out."""
+        inode = self.transfer.desired(pending.path)
+        if inode is None or self.urgent:
+            return max(now, pending.not_before)
+        due = now
+        route = self.session.place(pending.path).route
+        writes = self._writes.get(inode.ino)
+        is_open = self.session.is_open(inode.ino)
+        if inode.ino in self._fresh and not is_open:
+            pass
+        elif writes is not None:
+            due = min(writes.last + route.debounce, writes.first + route.max_wait)
+        elif inode.ino in self._fresh:
+            due = pending.since + route.debounce
+        return max(due, now, pending.not_before)
+
+    # ---- carrying out
+
+    async def run(self) -> None:
+        """Write back until cancelled."""
+        while True:
+            self._wake = trio.Event()
+            await self.expand()
+            self._start_due()
+            with trio.move_on_at(self._next()):
+                await self._wake.wait()
+                await trio.sleep(TICK)
+
+    def _next(self) -> float:
+        due = self.queue.next_due() if self.limit.free else None
+        return math.inf if due is None else due
+
+    def _start_due(self) -> None:
+        now = trio.current_time()
+        while self.limit.free and (pending := self.queue.pop(now)) is not None:
+            if not self.transfer.differs(pending.path):
+                self._finish(pending)
+                continue
+            due = self._due(pending, now)
+            if due > now:
+                self.queue.schedule(pending, due)
+            elif pending.path in self.transfer.busy:
+                self._blocked.setdefault(pending.path, set()).add(pending.path)
+            else:
+                self._start(pending)
+        self._report()
+
+    def _start(self, pending: Pending) -> None:
+        pending.busy = True
+        self.transfer.busy.add(pending.path)
+        self.limit.in_flight += 1
+        self.session.spawn(self._carry_out, pending)
+
+    async def _carry_out(self, pending: Pending) -> None:
+        try:
+            await self._try(pending)
+        finally:
+            pending.busy = False
+            self.transfer.busy.discard(pending.path)
+            self.limit.in_flight -= 1
+        self._claim_ended(pending.path)
+        inode, held = self.session.at(pending.path), self.namespace.remote.get(pending.path)
+        if inode is not None and held is not None and held.ino == inode.ino:
+            self._fresh.discard(inode.ino)
+        self._start_due()
+        self._wake.set()  # for the time of the next one
+
+    async def _try(self, pending: Pending) -> None:
+        epoch = self.epoch
+        inode = self.transfer.desired(pending.path)
+        if inode is not None:
+            self._writes.pop(inode.ino, None)
+        pending.not_before = 0.0
+        try:
+            await self.transfer.step(pending.path, copy=pending.torn >= PATIENCE)
+        except Blocked as e:
+            self._block(pending, e.on)
+        except Torn:
+            pending.torn += 1
+        except OSError as e:
+            self._failed(pending, e)
+        except Exception as e:
+            log.exception("%s: writing back %r failed", self.session.id, pending.path)
+            self._failed(pending, OSError(errno.EIO, f"{type(e).__name__}: {e}"))
+        else:
+            pending.done = epoch
+            pending.tries = pending.torn = 0
+            pending.error = None
+            self.transfer.errors.pop(pending.path, None)
+            self.limit.succeeded()
+
+    def _claim_ended(self, path: bytes) -> None:
+        """Nobody works on the path any more: is there more to do for it, and who waited for it?"""
+        self._mark(path)
+        self._unblock(path)
+        self._report()
+
+    def _failed(self, pending: Pending, e: OSError) -> None:
+        first = pending.error is None or pending.error.errno != e.errno
+        pending.failed(e, trio.current_time())
+        self.transfer.errors[pending.path] = e
+        self.limit.failed(e.errno)
+        if first:
+            log.warning("%s: %r is not written back: %s; it is tried again", self.session.id, pending.path, e)
+            self.session.failed(pending.path, e)
+
+    def _block(self, pending: Pending, on: bytes) -> None:
+        """Wait until something was done to `on`; where nothing is going to be, look again soon."""
+        if self.queue.get(on) is None and on not in self.transfer.busy:
+            pending.not_before = trio.current_time() + 5 * TICK
+        else:
+            self._blocked.setdefault(on, set()).add(pending.path)
+            pending.not_before = math.inf
+
+    def _unblock(self, path: bytes) -> None:
+        for waiting in self._blocked.pop(path, ()):
+            pending = self.queue.get(waiting)
+            if pending is not None and not pending.busy:
+                pending.not_before = 0.0 if pending.not_before == math.inf else pending.not_before
+                self.queue.schedule(pending, max(trio.current_time(), pending.not_before))
+                self._wake.set()
+
+    # ---- who waits
+
+    def _report(self) -> None:
+        self.progressed.set()
+        self.progressed = trio.Event()
+
+    async def _progress(self) -> None:
+        await self.progressed.wait()
+
+    def hurry(self) -> None:
+        """Everything pending is tried now, whatever pauses were left."""
+        now = trio.current_time()
+        for pending in list(self.queue):
+            if not pending.busy and pending.not_before != math.inf:
+                pending.not_before = 0.0
+                self.queue.schedule(pending, now)
+        self._wake.set()
