@@ -240,6 +240,18 @@ class Mounted:
                 return msgspec.convert(result, Receipt)
             await worker.gone.wait()
 
+    async def ask(self, what: str, **arguments: Any) -> Any:
+        """The worker's answer. A worker that dies over it is followed by another, which is asked again: what is asked
+        may therefore be done twice."""
+        while True:
+            worker = self.worker
+            if worker is not None and not worker.gone.is_set():
+                with contextlib.suppress(BrokenChannel):
+                    return (await worker.channel.call(what, arguments))[0]
+            if self.receipt is not None:
+                raise FileNotFoundError(f"session {self.config.session!r} is not mounted any more")
+            await trio.sleep(0.05)
+
     def status(self) -> dict[str, Any]:
         return {
             "session": self.config.session,

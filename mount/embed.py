@@ -1,0 +1,215 @@
+"""A session mounted from a Python program: synchronous, asyncio or trio.
+
+    with mounted("my-session", "/mnt/work", callbacks=MyCallbacks(), scope=user) as session:
+        subprocess.run(["make"], cwd=session.path)
+    print(session.receipt)
+
+`async with` does the same under asyncio and trio. The supervisor runs in a thread of this process and the worker in a
+process of its own, as for `mount-session up`; so a mount survives this program, and the next `mounted` of the session
+takes
+it over. Live objects are reached from the worker over a socket in a private directory: their callbacks run in this
+process, async ones in the loop that entered the block, and `scope` never leaves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import os
+import queue
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias, TypeVar
+
+import msgspec
+import sniffio
+import trio
+
+from mount.config import MountConfig, Receipt
+from mount.mountpoint import resolve
+from mount.settings import default_state
+from mount.supervisor import Supervisor
+from vfs.callbacks import discover
+from vfs.http.server import serving
+from vfs.policy import Policy
+
+__all__ = ["EmbeddedMount", "mounted"]
+
+T = TypeVar("T")
+Loop: TypeAlias = asyncio.AbstractEventLoop | trio.lowlevel.TrioToken
+
+
+def mounted(
+    session: str,
+    mountpoint: str | os.PathLike[str],
+    *,
+    state: str | os.PathLike[str] | None = None,
+    storage: str = "local",
+    callbacks: object = None,
+    scope: Any = None,
+    policy: Policy | None = None,
+) -> EmbeddedMount:
+    """The session on the directory `mountpoint` while the block of `with` or `async with` lasts.
+
+    `state`: the directory that keeps sessions (as --state). `storage`: as --storage. `callbacks`: any object with
+    callbacks (docs/callbacks.md), or what --callbacks takes; `scope` is their first argument. Entering raises what
+    `mount-session up` would refuse, as OSError or ValueError.
+    """
+    config = MountConfig(
+        session=session,
+        mountpoint=os.fsencode(resolve(Path(mountpoint))),
+        state=os.fsencode(Path(state or default_state()).absolute()),
+        storage=storage,
+        callbacks=callbacks if isinstance(callbacks, str) else None,
+        scope=scope if isinstance(callbacks, str) else None,
+        policy=policy,
+    )
+    return EmbeddedMount(config, None if isinstance(callbacks, str) else callbacks, scope)
+
+
+class EmbeddedMount:
+    """`path` is the mountpoint; `receipt` is None until the block has ended."""
+
+    def __init__(self, config: MountConfig, target: object, scope: Any) -> None:
+        self.path = config.mountpoint_path
+        self.receipt: Receipt | None = None
+        self._config = config
+        self._target = target
+        self._scope = scope
+        self._supervising: _Supervising | None = None
+        self._stack = contextlib.ExitStack()
+
+    def sync(self) -> Receipt:
+        """All that was done before is persisted, or OSError says why it is not. Blocks; `synced` does not."""
+        if self._supervising is None:
+            raise ValueError(f"session {self._config.session!r} is not mounted: use it inside its `with`")
+        return self._supervising.sync()
+
+    async def synced(self) -> Receipt:
+        """As `sync`, under asyncio or trio."""
+        return await _in_thread(self.sync)
+
+    def __enter__(self) -> Self:
+        return self._enter(None)
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._leave()
+
+    async def __aenter__(self) -> Self:
+        return await _in_thread(functools.partial(self._enter, _current_loop()))
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await _in_thread(self._leave)
+
+    def _enter(self, loop: Loop | None) -> Self:
+        with contextlib.ExitStack() as stack:
+            config = self._config
+            if self._target is not None:
+                url = stack.enter_context(_served(self._target, self._scope, loop))
+                config = msgspec.structs.replace(config, callbacks=url)
+            self._supervising = stack.enter_context(_Supervising(config))
+            self._stack = stack.pop_all()
+        return self
+
+    def _leave(self) -> None:
+        try:
+            self._stack.close()
+        finally:
+            if self._supervising is not None:
+                self.receipt = self._supervising.receipt
+                self._supervising = None
+
+
+class _Supervising:
+    """A supervisor with one mount, in a thread of its own."""
+
+    def __init__(self, config: MountConfig) -> None:
+        self.receipt: Receipt | None = None
+        self._config = config
+        self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"supervisor of {config.session}")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        failure = self._ready.get()
+        if failure is not None:
+            self._thread.join()
+            raise failure
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._token.run_sync_soon(self._leave.set)
+        self._thread.join()
+        failure = self._ready.get()
+        if failure is not None:
+            raise failure
+
+    def sync(self) -> Receipt:
+        answer = trio.from_thread.run(self._mounted.ask, "sync", trio_token=self._token)
+        return msgspec.convert(answer, Receipt)
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._supervise)
+        except BaseException as e:
+            self._ready.put(_single(e))
+        else:
+            self._ready.put(None)
+
+    async def _supervise(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._leave = trio.Event()
+        async with Supervisor.run() as supervisor:
+            self._mounted = await supervisor.mount(self._config)
+            self._ready.put(None)
+            await self._leave.wait()
+            session = self._config.session
+            if session in supervisor.mounts:
+                await supervisor.unmount(session)
+            self.receipt = supervisor.receipts.get(session)
+
+
+@contextlib.contextmanager
+def _served(target: object, scope: Any, loop: Loop | None) -> Iterator[str]:
+    """The callbacks of a live object, on a socket that only this user can reach; the URL for the worker."""
+    options: dict[str, Any] = {"async_library": loop} if isinstance(loop, asyncio.AbstractEventLoop) else {}
+    if isinstance(loop, trio.lowlevel.TrioToken):
+        target = {name: _in_trio(function, loop) for name, function in discover(target).items()}
+    with tempfile.TemporaryDirectory(prefix="mount-session-") as directory:
+        socket = f"unix:{directory}/callbacks.sock"
+        with serving(target, bind=socket, scope_of=lambda _: scope, **options) as url:
+            yield url
+
+
+def _in_trio(function: Callable[..., Any], token: trio.lowlevel.TrioToken) -> Callable[..., Any]:
+    """An async callback as a synchronous one that is carried out in the trio run of `token`."""
+    if not inspect.iscoroutinefunction(function):
+        return function
+    return functools.partial(trio.from_thread.run, function, trio_token=token)
+
+
+def _current_loop() -> Loop:
+    if sniffio.current_async_library() == "trio":
+        return trio.lowlevel.current_trio_token()
+    return asyncio.get_running_loop()
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Carried out in a thread, and not given up: a mount that is half there is no use to anyone."""
+    if sniffio.current_async_library() == "trio":
+        with trio.CancelScope(shield=True):
+            return await trio.to_thread.run_sync(function)
+    return await asyncio.shield(asyncio.to_thread(function))
+
+
+def _single(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
