@@ -135,6 +135,7 @@ def test_places_are_shared_so_that_a_tree_costs_nothing_and_forgetting_changes_n
         assert not at(routes, f"x{n}").local_only
         assert at(routes, "a/b/x").local_only
         assert routes.step(routes.step(root, b"r", True), b"s", True).route.base == "r/s", "held from before"
+        assert sum(len(place._children) for place in routes._places.values()) <= 50
 
 
 NAMES = st.sampled_from(["a", "b", "ab"])

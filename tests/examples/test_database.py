@@ -6,18 +6,20 @@ import errno
 import hashlib
 import io
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from examples.database import PIECE, DatabaseFiles, File, Piece
 from tests.postgres import Postgres
 from vfs.callbacks import Change
 from vfs.errors import Conflict
+from vfs.fileref import FileRef
 from vfs.persistence import Persistence
 
 ALICE, BOB = {"user": "alice"}, {"user": "bob"}
@@ -117,6 +119,48 @@ async def test_of_writers_at_the_same_time_one_wins(database: DatabaseFiles, exi
     assert await files.read("x") == won[0]
 
 
+async def test_a_writer_waits_for_one_that_was_first_and_then_sees_its_version(postgres: Postgres) -> None:
+    database = DatabaseFiles(postgres.url)
+    files = of(database)
+    version = (await files.write("contended", b"0")).version
+    looked, go_on = threading.Event(), threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            looked.set()
+            go_on.wait()
+            return super().read(size)
+
+    results: list[object] = []
+
+    async def write(content: io.BytesIO) -> None:
+        try:
+            results.append(await files.write_file("contended", content, {"if_version": version}))
+        except Conflict as e:
+            results.append(e)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write, Slow(b"first"))
+        assert await trio.to_thread.run_sync(looked.wait, 10)
+        nursery.start_soon(write, io.BytesIO(b"second"))
+        try:
+            with trio.fail_after(10):
+                while not (results or waiting(database)):  # noqa: ASYNC110 - the server tells nobody
+                    await trio.sleep(0.01)
+        finally:
+            go_on.set()
+    assert [type(result) for result in results] == [FileRef, Conflict]
+    assert await files.read("contended") == b"first"
+    database.engine.dispose()
+
+
+def waiting(database: DatabaseFiles) -> bool:
+    """Whether a connection waits for another one's lock."""
+    with database.engine.begin() as connection:
+        found = connection.execute(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        return bool(found.scalar())
+
+
 async def test_a_move_replaces_and_keeps_the_content(database: DatabaseFiles) -> None:
     files = of(database)
     old = await files.write("a", b"content")
@@ -179,4 +223,7 @@ async def test_a_killed_database_is_an_error_until_it_is_back(
         postgres.start()
     assert await files.read("kept") == b"kept"
     await files.write("more", b"")
+    postgres.kill()
+    postgres.start()
+    assert await files.read("kept") == b"kept", "connections from before are not used"
     database.engine.dispose()

@@ -399,7 +399,36 @@ async def test_an_answer_larger_than_what_may_be_held_is_efbig() -> None:
         assert (await raised(files.read, "a")).errno == errno.EFBIG
 
 
+async def test_a_range_after_the_end_is_416() -> None:
+    async with served() as (target, client):
+        target.files["/a"] = b"12345"
+        assert (await client.get("/files/a", headers={"Range": "bytes=5-9"})).status_code == 416
+        answer = await client.get("/files/a", headers={"Range": "bytes=3-9"})
+        assert (answer.status_code, answer.content, answer.headers["Content-Range"]) == (206, b"45", "bytes 3-4/*")
+
+
 # Time and absence
+
+
+async def test_a_read_on_a_connection_that_the_server_just_ended_is_asked_again() -> None:
+    requests: list[bytes] = []
+
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            for answer in (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", b""):
+                requests.append((await stream.receive_some())[:4])
+                await stream.send_all(answer)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(functools.partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
+        url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        files = Persistence(await connect(url, can=["on_read", "on_write"]), owned=True)
+        assert await files.read("a") == b"x"
+        assert await files.read("a") == b"x"
+        assert (await raised(files.write, "a", b"")).errno == errno.EIO, "it may have been carried out"
+        assert requests == [b"GET ", b"GET ", b"GET ", b"PUT "]
+        await files.aclose()
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_silent_server_is_etimedout_never_a_hang(autojump_clock: trio.testing.MockClock) -> None:
