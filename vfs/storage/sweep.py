@@ -31,27 +31,39 @@ PARALLEL = 4
 
 async def sweep(bucket: Bucket, prefix: str, own: str) -> int:
     """Remove all under `prefix`; how many objects and versions that were. CleanupIncomplete says what remains."""
-    remaining: list[str] = []
     removed = 0
+    while True:
+        # Again until nothing is found: pages read while keys go may skip some, and others may still be writing.
+        found, remaining = await _sweep_once(bucket, prefix, own)
+        removed += found - len(remaining)
+        if found == len(remaining):
+            break
+    remaining += await _abort_uploads(bucket, prefix)
+    if remaining:
+        raise CleanupIncomplete(f"{bucket.name}/{prefix}", remaining)
+    return removed
+
+
+async def _sweep_once(bucket: Bucket, prefix: str, own: str) -> tuple[int, list[str]]:
+    """Remove what is listed now; how many that were, and which could not be removed."""
+    remaining: list[str] = []
+    count = 0
     last: list[ObjectIdentifierTypeDef] = []
+    slots = trio.CapacityLimiter(PARALLEL)
+
+    async def remove(batch: Sequence[ObjectIdentifierTypeDef]) -> None:
+        async with slots:
+            remaining.extend(await _remove(bucket, batch))
+
     async with trio.open_nursery() as nursery:
-        slots = trio.CapacityLimiter(PARALLEL)
-
-        async def remove(batch: Sequence[ObjectIdentifierTypeDef]) -> None:
-            async with slots:
-                remaining.extend(await _remove(bucket, batch))
-
         async for found in _versions(bucket, prefix):
-            removed += len(found)
+            count += len(found)
             last += [one for one in found if one["Key"].startswith(own)]
             if batch := [one for one in found if not one["Key"].startswith(own)]:
                 nursery.start_soon(remove, batch)
     for start in range(0, len(last), BATCH):
         remaining.extend(await _remove(bucket, last[start : start + BATCH]))
-    remaining.extend(await _abort_uploads(bucket, prefix))
-    if remaining:
-        raise CleanupIncomplete(f"{bucket.name}/{prefix}", remaining)
-    return removed
+    return count, remaining
 
 
 async def _versions(bucket: Bucket, prefix: str) -> AsyncIterator[list[ObjectIdentifierTypeDef]]:
@@ -61,7 +73,7 @@ async def _versions(bucket: Bucket, prefix: str) -> AsyncIterator[list[ObjectIde
         try:
             page = await bucket.call(
                 prefix,
-                functools.partial(_version_page, bucket.name, prefix, dict(position)),
+                functools.partial(_version_page, bucket, prefix, dict(position)),
                 reading=True,
             )
         except BucketMissing:
@@ -80,9 +92,9 @@ async def _versions(bucket: Bucket, prefix: str) -> AsyncIterator[list[ObjectIde
 
 
 def _version_page(
-    bucket: str, prefix: str, position: dict[str, Any], clients: Clients
+    bucket: Bucket, prefix: str, position: dict[str, Any], clients: Clients
 ) -> ListObjectVersionsOutputTypeDef:
-    return clients.boto.list_object_versions(Bucket=bucket, Prefix=prefix, **position)
+    return clients.boto.list_object_versions(Bucket=bucket.name, Prefix=prefix, **position, **bucket.payer())
 
 
 async def _remove(bucket: Bucket, batch: Sequence[ObjectIdentifierTypeDef]) -> list[str]:
@@ -121,7 +133,7 @@ async def _abort_uploads(bucket: Bucket, prefix: str) -> list[str]:
         try:
             page = await bucket.call(
                 prefix,
-                functools.partial(_upload_page, bucket.name, prefix, dict(position)),
+                functools.partial(_upload_page, bucket, prefix, dict(position)),
                 reading=True,
             )
         except Refused:
@@ -136,9 +148,9 @@ async def _abort_uploads(bucket: Bucket, prefix: str) -> list[str]:
 
 
 def _upload_page(
-    bucket: str, prefix: str, position: dict[str, Any], clients: Clients
+    bucket: Bucket, prefix: str, position: dict[str, Any], clients: Clients
 ) -> ListMultipartUploadsOutputTypeDef:
-    return clients.boto.list_multipart_uploads(Bucket=bucket, Prefix=prefix, **position)
+    return clients.boto.list_multipart_uploads(Bucket=bucket.name, Prefix=prefix, **position, **bucket.payer())
 
 
 async def _abort(bucket: Bucket, key: str, upload_id: str) -> str | None:

@@ -1,0 +1,116 @@
+"""A session that is not mounted: copies in a local directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.storage.conftest import Open
+from tests.storage.faults import Fault, FaultProxy
+from tests.storage.servers import Server
+from vfs.storage.s3 import S3Storage
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture
+async def cached(moto: Server, open_s3: Open, tmp_path: Path) -> S3Storage:
+    return await open_s3(moto, moto.new_bucket(), cache_path=tmp_path, cache_bytes=1000)
+
+
+async def test_local_path_is_the_cache_and_has_what_was_written_and_read(
+    cached: S3Storage, moto: Server, tmp_path: Path
+) -> None:
+    directory = await cached.local_path()
+    assert directory == tmp_path / "mount-session_s3_work"
+    await cached.write("d/f", b"x")
+    moto.client().put_object(Bucket=cached.bucket.name, Key="sessions/work/theirs", Body=b"y")
+    assert await cached.read("theirs") == b"y"
+    assert (directory / "d/f").read_bytes() == b"x"
+    assert (directory / "theirs").read_bytes() == b"y"
+
+
+async def test_a_copy_is_used_only_while_it_is_current(cached: S3Storage, moto: Server) -> None:
+    await cached.write("f", b"one")
+    read = cached.bucket.counts["bytes read"]
+    assert await cached.read("f") == b"one"
+    assert cached.bucket.counts["bytes read"] == read, "the copy was not used"
+    moto.client().put_object(Bucket=cached.bucket.name, Key="sessions/work/f", Body=b"two")
+    assert await cached.read("f") == b"two"
+    moto.client().delete_object(Bucket=cached.bucket.name, Key="sessions/work/f")
+    with pytest.raises(FileNotFoundError):
+        await cached.read("f")
+
+
+async def test_clean_copies_are_evicted_least_recently_used_first(cached: S3Storage) -> None:
+    directory = await cached.local_path()
+    for name in ("a", "b", "c"):
+        await cached.write(name, name.encode() * 300)
+    await cached.read("a")
+    await cached.write("d", b"d" * 300)
+    assert sorted(path.name for path in directory.iterdir()) == ["a", "c", "d"]
+    assert await cached.read("b") == b"b" * 300
+    await cached.write("huge", b"h" * 5000)
+    assert not (directory / "huge").exists()
+    assert await cached.read("huge") == b"h" * 5000
+
+
+async def test_sync_uploads_what_a_container_wrote_into_the_directory(cached: S3Storage, moto: Server) -> None:
+    directory = await cached.local_path()
+    await cached.write("known", b"1")
+    (directory / "sub").mkdir()
+    (directory / "sub/new.txt").write_bytes(b"from the container")
+    (directory / "known").write_bytes(b"edited")
+    (directory / "link").symlink_to("/etc/passwd")
+    assert sorted(ref.path for ref in await cached.sync_to_remote()) == ["known", "sub/new.txt"]
+    assert await cached.sync_to_remote() == []
+    body = moto.client().get_object(Bucket=cached.bucket.name, Key="sessions/work/sub/new.txt")["Body"].read()
+    assert body == b"from the container"
+    assert await cached.read("known") == b"edited"
+
+
+async def test_an_upload_behind_whose_failure_is_not_lost(
+    proxy: FaultProxy, moto: Server, open_s3: Open, tmp_path: Path
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket(), cache_path=tmp_path, async_upload=True, write_patience=0.2)
+    await s3.check()
+    fault = proxy.add(Fault("status", "PUT", "bad", status=403, code="AccessDenied"))
+    ref = await s3.write("bad.txt", b"precious")
+    assert (ref.size, ref.version) == (8, None)
+    await s3.write("good.txt", b"fine")
+    assert await s3.exists("bad.txt") and await s3.read("bad.txt") == b"precious"
+    with pytest.raises(ExceptionGroup) as caught:
+        await s3.sync_to_remote()
+    assert "AccessDenied" in str(caught.value.exceptions[0])
+    fault.times = 0
+    assert [one.path for one in await s3.sync_to_remote()] == ["bad.txt"]
+    body = moto.client().get_object(Bucket=s3.bucket.name, Key="sessions/work/bad.txt")["Body"].read()
+    assert body == b"precious"
+
+
+async def test_an_upload_behind_happens_without_being_asked(moto: Server, open_s3: Open, tmp_path: Path) -> None:
+    s3 = await open_s3(moto, moto.new_bucket(), cache_path=tmp_path, async_upload=True)
+    await s3.write("f", b"x")
+    assert s3.cache is not None
+    with trio.fail_after(10):
+        while s3.cache.is_pending("f"):  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    assert moto.client().get_object(Bucket=s3.bucket.name, Key="sessions/work/f")["Body"].read() == b"x"
+
+
+async def test_cleanup_removes_the_cache_and_delete_the_copy(cached: S3Storage) -> None:
+    directory = await cached.local_path()
+    await cached.write("f", b"x")
+    await cached.delete("f")
+    assert not (directory / "f").exists()
+    await cached.write("g", b"x")
+    await cached.cleanup()
+    assert not directory.exists()
+
+
+async def test_no_path_leaves_the_cache(cached: S3Storage, tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        await cached.write("../outside", b"x")
+    assert not (tmp_path / "outside").exists()

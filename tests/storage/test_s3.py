@@ -1,0 +1,215 @@
+"""S3Storage as programs and mounted sessions use it, on moto."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from tests.storage.conftest import Open
+from tests.storage.faults import FaultProxy
+from tests.storage.servers import Server
+from vfs.errors import Conflict
+from vfs.fileref import FileRef
+from vfs.storage import multipart, objects
+from vfs.storage.base import Storage
+from vfs.storage.bucket import ANY
+from vfs.storage.s3 import S3Storage
+
+pytestmark = pytest.mark.s3
+
+
+async def test_it_is_a_storage_with_the_layout_of_the_contract(s3: S3Storage, moto: Server) -> None:
+    assert isinstance(s3, Storage)
+    ref = await s3.write("out/report.md", b"# Report\n")
+    assert ref.storage_url == f"{moto.url}/{s3.bucket.name}/sessions/work/out/report.md"
+    assert (ref.size, ref.content_type) == (9, "text/markdown")
+    assert ref.checksum is not None and len(ref.checksum) == 64
+    found = moto.client().get_object(Bucket=s3.bucket.name, Key="sessions/work/out/report.md")
+    assert (found["Body"].read(), found["ContentType"]) == (b"# Report\n", "text/markdown")
+    assert ref.version == found["ETag"].strip('"')
+    assert [one async for one in s3.list()] == [
+        FileRef(
+            path="out/report.md",
+            size=9,
+            content_type="text/markdown",
+            storage_url=ref.storage_url,
+            created_at=found["LastModified"],
+            version=ref.version,
+        )
+    ]
+
+
+async def test_options_of_a_session_override_the_storages(moto: Server, s3: S3Storage) -> None:
+    other = await S3Storage(
+        s3.bucket.name, endpoint=moto.url, access_key_id="a", secret_access_key="b", region="us-east-1"
+    ).init("other", prefix="team/")
+    async with other:
+        await other.write("f", b"x")
+    assert moto.client().get_object(Bucket=s3.bucket.name, Key="team/other/f")["Body"].read() == b"x"
+    with pytest.raises(ValueError, match="unknown option colour"):
+        await other.init("other", colour="red")
+
+
+async def test_what_other_tools_put_there_appears_and_what_cannot_be_a_file_is_named(
+    s3: S3Storage, moto: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, prefix = moto.client(), "sessions/work/"
+    for key in ("good.txt", "d/e.txt", "both", "both/in", "folder/", "a//b", "x/../y", "n" * 256, "full/"):
+        client.put_object(Bucket=s3.bucket.name, Key=prefix + key, Body=b"" if key == "folder/" else b"x")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            listed = {ref.path for ref in await s3.on_list(None, {})}
+    assert listed == {"good.txt", "d/e.txt", "both/in"}
+    assert {one.key.removeprefix(prefix) for one in s3.misfits} == {"both", "a//b", "x/../y", "n" * 256, "full/"}
+    assert len([record for record in caplog.records if "is left out" in record.getMessage()]) == 5
+    assert (await s3.objects.list()).directories == ["folder"]
+    assert await s3.read("d/e.txt") == b"x"
+
+
+async def test_a_presigned_url_opens_one_file_to_anyone(s3: S3Storage) -> None:
+    await s3.write("a b.txt", b"shared")
+    url = await s3.presigned_url("a b.txt", expires=60)
+    async with httpx.AsyncClient() as anyone:
+        assert (await anyone.get(url)).content == b"shared"
+        put = await s3.presigned_url("new.txt", expires=60, method="put_object")
+        assert (await anyone.put(put, content=b"theirs")).status_code == 200
+    assert await s3.read("new.txt") == b"theirs"
+
+
+async def test_options_are_passed_on_with_each_kind_of_write(
+    proxy: FaultProxy, moto: Server, open_s3: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "AT_ONCE", 100)
+    options: dict[str, Any] = {"sse": "AES256", "requester_pays": True}
+    s3 = await open_s3(proxy.url, moto.new_bucket(), **options)
+    await s3.write("f", b"x")
+    await s3.on_write_file(None, "/big", io.BytesIO(b"x" * 1000), {})
+    await s3.on_move(None, "/f", "/g", {})
+    assert [ref.path for ref in await s3.on_list(None, {})] == ["big", "g"]
+    await s3.read("g")
+    await s3.cleanup()
+    files = [seen for seen in proxy.seen if ".mount-session" not in seen.target]
+    creating = [seen for seen in files if "partNumber" not in seen.target and seen.method == "PUT"]
+    creating += [seen for seen in files if seen.target.endswith("?uploads")]
+    assert len(creating) == 3
+    assert all(seen.headers["x-amz-server-side-encryption"] == "AES256" for seen in creating)
+    assert not any("x-amz-acl" in seen.headers for seen in proxy.seen)
+    unpaid = [
+        seen
+        for seen in files
+        if "x-amz-request-payer" not in seen.headers and "x-amz-request-payer" not in seen.target.lower()
+    ]
+    assert [(seen.method, seen.target) for seen in unpaid if seen.method != "HEAD"] == []
+
+
+async def test_a_file_over_the_limit_of_one_copy_is_moved_in_parts(
+    s3: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(11 << 20)
+    ref = await s3.on_write(None, "/old", content, {"mode": 0o700, "mtime_ns": 3})
+    monkeypatch.setattr(objects, "COPY_AT_ONCE", 1 << 20)
+    monkeypatch.setattr(multipart, "COPY_PART", 5 << 20)
+    monkeypatch.setattr(multipart.copy_in_parts, "__defaults__", (ANY, 5 << 20))
+    moved = await s3.on_move(None, "/old", "/new", {"if_version": ref.version})
+    assert moved.version is not None and moved.version.endswith("-3")
+    found = await s3.stat("new")
+    assert (found.version, found.mode, found.mtime_ns, found.size) == (moved.version, 0o700, 3, len(content))
+    assert await s3.read("new") == content
+    assert not await s3.exists("old")
+
+
+async def test_a_move_that_was_done_already_is_done(s3: S3Storage) -> None:
+    ref = await s3.write("old", b"content")
+    await s3.on_move(None, "/old", "/new", {"if_version": ref.version})
+    assert (await s3.on_move(None, "/old", "/new", {"if_version": ref.version})).version == ref.version
+    with pytest.raises(FileNotFoundError):
+        await s3.on_move(None, "/old", "/new", {"if_version": "another"})
+
+
+async def test_a_whole_batch_of_ranges_never_mixes_two_versions(s3: S3Storage) -> None:
+    ref = await s3.write("f", b"1" * 100_000)
+    got: list[bytes] = []
+    conflicts = 0
+
+    async def read(offset: int) -> None:
+        nonlocal conflicts
+        try:
+            got.append(await s3.on_read_range(None, "/f", offset, 10_000, {"if_version": ref.version}))
+        except Conflict:
+            conflicts += 1
+
+    async with trio.open_nursery() as nursery:
+        for offset in range(0, 100_000, 10_000):
+            nursery.start_soon(read, offset)
+            if offset == 50_000:
+                nursery.start_soon(s3.write, "f", b"2" * 100_000)
+    assert set(b"".join(got)) <= {ord("1")}
+    assert len(got) + conflicts == 10
+
+
+async def test_exists_says_no_only_when_it_knows(s3: S3Storage) -> None:
+    await s3.write("f", b"x")
+    assert await s3.exists("f")
+    assert not await s3.exists("g")
+    assert not await s3.exists("f/g")
+
+
+async def test_files_made_elsewhere_land_here(s3: S3Storage) -> None:
+    async def fetch(descriptor: Any) -> bytes:
+        return f"content of {descriptor['file_id']}".encode()
+
+    made = [{"file_id": "file_1", "filename": "chart.png"}, {"file_id": "2", "path": "d/x"}]
+    refs = await s3.sync_from_remote(made, fetch)
+    assert [ref.path for ref in refs] == ["chart.png", "d/x"]
+    assert await s3.read("chart.png") == b"content of file_1"
+    assert await s3.read("d/x") == b"content of 2"
+    for bad in ({"file_id": "3"}, {"path": "../../etc/passwd"}, {"path": "/etc"}):
+        with pytest.raises(OSError, match="descriptor"):
+            await s3.sync_from_remote([{"path": "fine"}, bad], fetch)
+    assert not await s3.exists("fine")
+
+
+async def test_an_unmounted_session_without_a_cache_has_no_local_path(s3: S3Storage, tmp_path: Any) -> None:
+    with pytest.raises(OSError, match="mounted"):
+        await s3.local_path()
+    s3.mountpoint = tmp_path
+    assert await s3.local_path() == tmp_path
+
+
+async def test_a_file_that_shrinks_while_it_is_uploaded_is_not_uploaded(s3: S3Storage) -> None:
+    class Shrinking(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.truncate(10)
+            return super().read(size)
+
+    with pytest.raises(OSError, match="became shorter"):
+        await s3.on_write_file(None, "/f", Shrinking(b"x" * 1000), {})
+    with pytest.raises(OSError, match="became shorter"):
+        await s3.on_write_file(None, "/f", Shrinking(b"x" * (20 << 20)), {})
+    assert not await s3.exists("f")
+
+
+async def test_an_upload_that_fails_leaves_no_parts_behind(
+    s3: S3Storage, moto: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = await s3.write("f", b"theirs")
+    with pytest.raises(Conflict):
+        await s3.on_write_file(None, "/f", io.BytesIO(b"x" * (20 << 20)), {"if_version": None})
+    with trio.move_on_after(0.05):
+        await s3.on_write_file(None, "/f", io.BytesIO(b"x" * (64 << 20)), {"if_version": ref.version})
+    assert moto.client().list_multipart_uploads(Bucket=s3.bucket.name).get("Uploads", []) == []
+    assert (await s3.stat("f")).version == ref.version
+
+
+async def test_a_storage_without_a_session_says_what_to_do() -> None:
+    with pytest.raises(OSError, match="call init first"):
+        _ = S3Storage("b").session_id
+    with pytest.raises(ValueError, match="bucket"):
+        S3Storage("")
+    assert "hush" not in repr(S3Storage("b", access_key_id="a", secret_access_key="hush").endpoint)

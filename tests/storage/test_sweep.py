@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.storage.conftest import Open
+from tests.storage.faults import Fault, FaultProxy
+from tests.storage.servers import Server
+from vfs.storage.failures import CleanupIncomplete
+from vfs.storage.s3 import S3Storage
+
+pytestmark = pytest.mark.s3
+
+
+async def test_versions_delete_markers_and_unfinished_uploads_go_too(s3: S3Storage, moto: Server) -> None:
+    client, bucket = moto.client(), s3.bucket.name
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    for number in range(3):
+        await s3.write("f", b"x" * number)
+    await s3.delete("f")
+    await s3.on_save_image(None, b"image", {"if_version": None})
+    client.create_multipart_upload(Bucket=bucket, Key="sessions/work/big")
+    client.create_multipart_upload(Bucket=bucket, Key="sessions/other/big")
+    client.put_object(Bucket=bucket, Key="sessions/other/f", Body=b"x")
+    await s3.cleanup()
+    left = client.list_object_versions(Bucket=bucket)
+    assert [one["Key"] for one in left.get("Versions", []) + left.get("DeleteMarkers", [])] == ["sessions/other/f"]
+    assert [one["Key"] for one in client.list_multipart_uploads(Bucket=bucket)["Uploads"]] == ["sessions/other/big"]
+
+
+async def test_thousands_of_objects_go_in_few_requests(proxy: FaultProxy, moto: Server, open_s3: Open) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    client = moto.client()
+    for number in range(1050):
+        client.put_object(Bucket=s3.bucket.name, Key=f"sessions/work/{number}", Body=b"")
+    await s3.cleanup()
+    assert client.list_objects_v2(Bucket=s3.bucket.name)["KeyCount"] == 0
+    assert len(proxy.seen) <= 10
+
+
+async def test_what_could_not_be_removed_is_said_and_all_else_is_removed(
+    proxy: FaultProxy, moto: Server, open_s3: Open
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket(), write_patience=0.5)
+    for number in range(3):
+        await s3.write(f"f{number}", b"x")
+    proxy.add(Fault("status", "POST", "delete", status=403, code="AccessDenied"))
+    proxy.add(Fault("status", "DELETE", r"/f1(\?|$)", status=403, code="AccessDenied"))
+    with pytest.raises(CleanupIncomplete) as caught:
+        await s3.cleanup()
+    [remaining] = caught.value.remaining
+    assert remaining.startswith("sessions/work/f1: ") and "AccessDenied" in remaining
+    keys = [one["Key"] for one in moto.client().list_objects_v2(Bucket=s3.bucket.name)["Contents"]]
+    assert keys == ["sessions/work/f1"]
+    proxy.clear()
+    await s3.cleanup()
+    assert moto.client().list_objects_v2(Bucket=s3.bucket.name)["KeyCount"] == 0
