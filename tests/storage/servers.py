@@ -40,12 +40,14 @@ class Server:
     url: str
     conditional: bool
     versions: bool
+    ca: Path | None = None
 
     def client(self) -> S3Client:
         """A boto3 client, to look at the bucket as another tool would."""
         client: S3Client = boto3.client(
             "s3",
             endpoint_url=self.url,
+            verify=None if self.ca is None else str(self.ca),
             region_name="us-east-1",
             aws_access_key_id=ACCESS,
             aws_secret_access_key=SECRET,
@@ -72,12 +74,18 @@ def moto(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def rclone(folder: Path) -> Iterator[Server]:
+def rclone(folder: Path, certificate: tuple[Path, Path, Path] | None = None) -> Iterator[Server]:
+    """`certificate`: CA, certificate and key, to serve with TLS."""
     port, root = _free_port(), folder / "rclone"
     root.mkdir()
     command = [str(BIN / "rclone"), "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}"]
     command += ["--auth-key", f"{ACCESS},{SECRET}", "--vfs-cache-mode", "off", "--config", str(folder / "none.conf")]
-    server = Server("rclone", f"http://127.0.0.1:{port}", False, False)
+    url, ca = f"http://127.0.0.1:{port}", None
+    if certificate is not None:
+        ca, cert, key = certificate
+        url = f"https://127.0.0.1:{port}"
+        command += ["--cert", str(cert), "--key", str(key)]
+    server = Server("rclone", url, False, False, ca)
     with _running(command, folder / "rclone.log", server) as running:
         yield running
 

@@ -11,8 +11,10 @@ asked."""
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -78,6 +80,17 @@ class Blob(Found):
     content: bytes = b""
 
 
+_MD5 = re.compile(r"[0-9a-f]{32}")
+HASHED_IN_PLACE = 64 << 10  # a thread costs more than hashing so few bytes
+
+
+async def _md5(content: bytes | memoryview) -> str:
+    def digest() -> str:
+        return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+    return digest() if len(content) <= HASHED_IN_PLACE else await trio.to_thread.run_sync(digest)
+
+
 def version_of(etag: str | None) -> str:
     """An ETag as a version: without its quotes."""
     return (etag or "").strip('"')
@@ -100,6 +113,7 @@ class Bucket:
         self.last_failure: str | None = None
         self.conditional = True  # False where the endpoint ignores If-Match and If-None-Match: `vfs.storage.probe`
         self.ranges_by_boto = False
+        self._md5_etags: bool | None = None  # learned from the first write
         self._clients: Clients | None = None
         self._connecting = trio.Lock()
         self._renewed_at = float("-inf")
@@ -137,8 +151,23 @@ class Bucket:
             self.ranges_by_boto = True
             log.warning("%s answers ranged reads with status 200; they go through boto3, which is slower", self.name)
             return await self.get(key, span=span, version=version)
+        if await self._is_spoiled(blob):
+            again = await self._read(key, request)
+            # Read the same twice it is what the server has, whatever its ETag means (that of SSE-KMS looks like an
+            # MD5).
+            if again.content != blob.content:
+                self.counts["spoiled answers"] += 1
+                if await self._is_spoiled(again):
+                    raise Unavailable(key, "the content does not have the MD5 that is its ETag")
+            blob = again
         self.counts["bytes read"] += len(blob.content)
         return blob
+
+    async def _is_spoiled(self, blob: Blob) -> bool:
+        """Whether a whole object's content contradicts its ETag, on a server whose ETags are MD5s."""
+        if not self._md5_etags or len(blob.content) != blob.size or not _MD5.fullmatch(blob.version):
+            return False
+        return await _md5(blob.content) != blob.version
 
     async def stat(self, key: str) -> Found:
         try:
@@ -158,6 +187,8 @@ class Bucket:
         await self.check(key, condition)
         version = await self.call(key, functools.partial(_put, key, content, dict(attributes), condition))
         self.counts["bytes written"] += len(content)
+        if self._md5_etags is None:
+            self._md5_etags = await _md5(content) == version
         return version
 
     async def delete(self, key: str, condition: Condition = ANY) -> None:
