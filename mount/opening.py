@@ -7,17 +7,21 @@ Only the worker imports this, for boto3 and the integrator's own code come with 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 
 from mount.config import MountConfig
-from vfs.callbacks import load
+from vfs.callbacks import Context
 from vfs.persistence import Persistence
 from vfs.policy import Policy
 from vfs.routes import Route, Routes
 from vfs.session import Session
 from vfs.storage import as_persistence, open_storage
+from vfs.target import open_target, remember
 
 __all__ = ["opened"]
+
+TOKEN = "MOUNT_SESSION_CALLBACKS_TOKEN"  # what callbacks over HTTP are shown; a command line is visible to everyone
 
 
 @contextlib.asynccontextmanager
@@ -29,6 +33,8 @@ async def opened(config: MountConfig, *, adopted: bool) -> AsyncIterator[Session
         async with Session.open(
             config.session, config.state_path, adopted=adopted, policy=policy, routes=_routes(persistence, policy)
         ) as session:
+            if persistence is not None and config.callbacks is not None:
+                remember(config.directory, config.callbacks, persistence.can)
             yield session
     finally:
         if persistence is not None:
@@ -46,16 +52,14 @@ def _routes(persistence: Persistence | None, policy: Policy) -> Routes | None:
 async def _persistence(config: MountConfig) -> Persistence | None:
     """ValueError if two are asked for, or what is asked for is none."""
     storage = open_storage(config.storage)
+    context: Context = {"session_id": config.session}
     if config.callbacks is None:
         if storage is None:
             return None
         await storage.init(config.session)
-        return Persistence(as_persistence(storage), name=config.storage.partition("?")[0], owned=True)
+        name = config.storage.partition("?")[0]
+        return Persistence(as_persistence(storage), name=name, context=context, owned=True)
     if storage is not None:
         raise ValueError(f"session {config.session!r}: both a storage and callbacks are given; one of them is needed")
-    if config.callbacks.startswith(("http://", "https://", "http+unix:")):
-        from vfs.http.client import connect
-
-        target: object = await connect(config.callbacks)
-        return Persistence(target, config.scope, name=config.callbacks, owned=True)
-    return Persistence(load(config.callbacks), config.scope, name=config.callbacks)
+    target = await open_target(config.callbacks, token=os.environ.get(TOKEN), directory=config.directory)
+    return Persistence(target.callbacks, config.scope, config.callbacks, context=context, owned=target.owned)

@@ -3,39 +3,73 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
-from tests.http.test_callbacks_over_http import Files, remote, url_of
+from tests.http.test_callbacks_over_http import Files, answering, ok, remote, url_of
 from vfs.persistence import Persistence
-from vfs.target import open_target
+from vfs.target import Target, open_target, remember
 
 CALLBACKS = Files()
+
+
+def persistence(target: Target) -> Persistence:
+    return Persistence(target.callbacks, owned=target.owned)
 
 
 @pytest.mark.parametrize("name", ["CALLBACKS", "Files"])
 async def test_an_object_or_a_class_by_its_name(name: str) -> None:
     target = await open_target(f"tests.test_target:{name}")
     assert not target.owned
-    assert target.can == Persistence(target.callbacks).can >= {"on_list", "on_read", "on_write", "on_delete"}
+    assert persistence(target).can >= {"on_list", "on_read", "on_write", "on_delete"}
 
 
-async def test_a_url_is_asked_what_it_has_unless_that_is_known() -> None:
+async def test_a_url_is_asked_what_it_has() -> None:
     async with remote(Files(), token="secret") as files:
-        url = url_of(files)
-        target = await open_target(url, token="secret")
+        target = await open_target(url_of(files), token="secret")
         assert target.owned
-        assert target.can == files.can
-        with pytest.raises(OSError, match="no token, or another one"):
-            await open_target(url, token="wrong")
-    known = await open_target(url, can=target.can)
-    gone = Persistence(known.callbacks, owned=known.owned)
+        assert persistence(target).can == files.can
+        with pytest.raises(OSError, match="no token, or another one") as caught:
+            await open_target(url_of(files), token="wrong")
+        assert caught.value.errno == errno.EACCES
+
+
+async def test_what_it_had_the_last_time_is_enough_to_start_while_it_is_down(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with remote(Files()) as files:
+        url, can = url_of(files), files.can
+        remember(tmp_path, url, can)
+        assert persistence(await open_target(url, directory=tmp_path)).can == can
+    caplog.clear()
+    gone = persistence(await open_target(url, directory=tmp_path))
+    assert gone.can == can
+    assert "going on with what it had the last time" in caplog.text
     with pytest.raises(OSError) as caught:
         await gone.read("a")
     assert caught.value.errno == errno.EIO
     await gone.aclose()
-    with pytest.raises(OSError, match=url):
-        await open_target(url)
+    for spec, directory in ((url, None), (url + "/other", tmp_path), (url, tmp_path / "none")):
+        with pytest.raises(OSError, match="cannot be reached"):
+            await open_target(spec, directory=directory)
+    (tmp_path / "callbacks.json").write_bytes(b"\0")
+    with pytest.raises(OSError, match="cannot be reached"):
+        await open_target(url, directory=tmp_path)
+    remember(tmp_path, url, can)
+    await persistence(await open_target(url, directory=tmp_path)).aclose()
+
+
+async def test_one_that_answers_something_else_is_refused_whatever_it_was_before(tmp_path: Path) -> None:
+    async with answering(ok(b"<html>")) as files:
+        remember(tmp_path, url_of(files), frozenset({"on_read"}))
+        with pytest.raises(OSError, match="not an answer of such callbacks"):
+            await open_target(url_of(files), directory=tmp_path)
+
+
+def test_nothing_is_remembered_of_a_module(tmp_path: Path) -> None:
+    remember(tmp_path, "app:Files", frozenset({"on_read"}))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,40 @@
 """A target: the object that `--callbacks` names, ready for `vfs.persistence`.
 
-app.files:Callbacks     a class, an instance, or a dict of functions, in a module that can be imported
-app.files               the module itself
-http://..., https://..., http+unix:///socket      a program at the other end of HTTP (docs/callbacks.md)
+    app.files:Callbacks     a class, an instance, or a dict of functions, in a module that can be imported
+    app.files               the module itself
+    http://..., https://..., http+unix:///socket      a program at the other end of HTTP (docs/callbacks.md)
+
+Which callbacks the other end of HTTP has is asked at each start, and remembered with the session: a worker that is
+started again while the other end is down must not keep the session from working.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+import logging
+from pathlib import Path
 from typing import NamedTuple
 
-from vfs import callbacks
+import msgspec
 
-__all__ = ["Target", "is_remote", "open_target"]
+from vfs import callbacks
+from vfs.durable import write_durably
+
+__all__ = ["Target", "is_remote", "open_target", "remember"]
+
+log = logging.getLogger(__name__)
 
 
 class Target(NamedTuple):
-    """`owned`: nobody else has it, so who is done with it closes it. `can`: the callbacks that it has, to be
-    remembered with the session, because the next start may come while the other end is down."""
+    """`owned`: nobody else has the object, so who is done with it closes it."""
 
     callbacks: object
     owned: bool
-    can: frozenset[str]
+
+
+class _Remembered(msgspec.Struct):
+    target: str
+    callbacks: frozenset[str]
 
 
 def is_remote(spec: str) -> bool:
@@ -29,14 +42,41 @@ def is_remote(spec: str) -> bool:
 
 
 async def open_target(
-    spec: str, *, token: str | None = None, seconds: float = 30.0, can: Iterable[str] | None = None
+    spec: str, *, token: str | None = None, seconds: float = 30.0, directory: Path | None = None
 ) -> Target:
-    """What `spec` names. `token`, `seconds` (of silence that are waited for) and `can` (what it had the last time)
-    are for HTTP. ValueError and TypeError say what is wrong with it, OSError why it cannot be reached."""
-    if is_remote(spec):
-        from vfs.http.client import connect  # httpx costs 40 ms, and most sessions do without
+    """What `spec` names. ValueError and TypeError say what is wrong with it, OSError why it cannot be used.
 
-        remote = await connect(spec, token=token, seconds=seconds, can=can)
-        return Target(remote, True, remote.can)
-    target = callbacks.load(spec)
-    return Target(target, False, frozenset(callbacks.discover(target)))
+    For HTTP: `token`; `seconds` of silence that are waited for; `directory`, where `remember` left what the other end
+    has, for when it cannot be reached.
+    """
+    if not is_remote(spec):
+        target = callbacks.load(spec)
+        callbacks.discover(target)
+        return Target(target, False)
+    from vfs.http.client import connect  # httpx costs 60 ms, and most sessions do without
+
+    try:
+        return Target(await connect(spec, token=token, seconds=seconds), True)
+    except OSError as e:
+        can = None if e.errno != errno.EHOSTUNREACH or directory is None else _recall(directory, spec)
+        if can is None:
+            raise
+        log.warning("%s; going on with what it had the last time: %s", e.strerror, ", ".join(sorted(can)))
+    return Target(await connect(spec, token=token, seconds=seconds, can=can), True)
+
+
+def remember(directory: Path, spec: str, can: frozenset[str]) -> None:
+    """Leave in the session's directory what the other end of HTTP has."""
+    if is_remote(spec) and _recall(directory, spec) != can:
+        write_durably(directory / "callbacks.json", msgspec.json.encode(_Remembered(spec, can)))
+
+
+def _recall(directory: Path, spec: str) -> frozenset[str] | None:
+    try:
+        known = msgspec.json.decode((directory / "callbacks.json").read_bytes(), type=_Remembered)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as e:
+        log.warning("%s: %s; it will be written anew", directory / "callbacks.json", e)
+        return None
+    return known.callbacks if known.target == spec else None

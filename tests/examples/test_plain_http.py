@@ -25,8 +25,8 @@ def url() -> Iterator[str]:
 
 async def test_a_server_of_the_standard_library_is_a_complete_integrator(url: str) -> None:
     target = await open_target(url)
-    assert target.can == {"on_list", "on_read", "on_write", "on_delete"}
     alice = Persistence(target.callbacks, {"user": "alice"}, owned=target.owned)
+    assert alice.can == {"on_list", "on_read", "on_write", "on_delete"}
     bob = alice.for_scope({"user": "bob"})
     first = await alice.write("notes/a b%é.md", b"hello", {"if_version": None})
     [listed] = await alice.list()

@@ -84,14 +84,16 @@ class HttpCallbacks:
             self._http.headers["Authorization"] = f"Bearer {token}"
 
     async def capabilities(self) -> list[str]:
-        """The callbacks that the server has. OSError if it does not answer, or not in this format."""
+        """The callbacks that the server has. OSError says why it cannot be used; EHOSTUNREACH: it cannot be reached."""
         try:
             async with self._request("GET", "/", "/") as response:
                 body = await _collected(response, ANSWER_MAX)
             found = msgspec.json.decode(body, type=wire.Capabilities)
-        except (OSError, ValueError) as e:
-            why = e.strerror if isinstance(e, OSError) else f"not an answer of such callbacks: {e}"
-            raise OSError(errno.EHOSTUNREACH, f"callbacks at {self.url}: {why}") from e
+        except OSError as e:
+            number = errno.EHOSTUNREACH if isinstance(e.__cause__, httpx.TransportError) else e.errno or errno.EIO
+            raise OSError(number, f"callbacks at {self.url}: {e.strerror}") from e
+        except ValueError as e:
+            raise OSError(errno.EPROTO, f"callbacks at {self.url}: not an answer of such callbacks: {e}") from e
         known = [name for name in found.callbacks if name in ARGUMENTS]
         if found.mount_session != wire.VERSION or not known:
             told = f"version {found.mount_session} with the callbacks {found.callbacks}"
