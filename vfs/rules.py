@@ -176,34 +176,31 @@ def rename(
     if directory.nlink == 0:
         raise error(errno.ENOENT, new_name)
     dentry = directory.entries.get(new_name)
+    if dentry is None and flags == RENAME_EXCHANGE:
+        raise error(errno.ENOENT, new_name)
+    if dentry is not None and flags == RENAME_NOREPLACE:
+        raise error(errno.EEXIST, new_name)
     if inode.is_dir and _is_below(directory, inode):
         raise error(errno.EINVAL, new_name)
-    if dentry is None:
-        if flags == RENAME_EXCHANGE:
-            raise error(errno.ENOENT, new_name)
-    else:
-        _may_take_place(namespace, inode, dentry.inode, old_parent, new_name, flags)
+    if dentry is not None:
+        exchange = flags == RENAME_EXCHANGE
+        if dentry.inode.is_dir and _is_below(namespace.directory(old_parent), dentry.inode):
+            raise error(errno.EINVAL if exchange else errno.ENOTEMPTY, new_name)
         if dentry.inode is inode:
             return None
+        if not exchange:
+            _may_replace(inode, dentry.inode, new_name)
     return Rename(old_parent, old_name, new_parent, new_name, time_ns, flags == RENAME_EXCHANGE, pid)
 
 
-def _may_take_place(
-    namespace: Namespace, inode: Inode, other: Inode, old_parent: int, new_name: bytes, flags: int
-) -> None:
-    if flags == RENAME_NOREPLACE:
-        raise error(errno.EEXIST, new_name)
-    if flags == RENAME_EXCHANGE:
-        if other.is_dir and _is_below(namespace.directory(old_parent), other):
-            raise error(errno.EINVAL, new_name)
-        return
+def _may_replace(inode: Inode, other: Inode, new_name: bytes) -> None:
     if other.entries is None:
         if inode.is_dir:
             raise error(errno.ENOTDIR, new_name)
         return
     if not inode.is_dir:
         raise error(errno.EISDIR, new_name)
-    if other.entries and other is not inode:
+    if other.entries:
         raise error(errno.ENOTEMPTY, new_name)
 
 
