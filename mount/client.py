@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from mount.listener import short_path
+from mount.address import answers, short_path
 from mount.messages import (
     Health,
     NewSession,
@@ -51,6 +51,9 @@ class Client:
         try:
             self._path = short_path(self.socket)
             uds = self._path.__enter__()
+            if not answers(uds):
+                self._path.__exit__(None, None, None)
+                raise self._nobody()
         except FileNotFoundError:
             raise self._nobody() from None
         self._http = httpx.Client(transport=httpx.HTTPTransport(uds=uds), base_url="http://daemon", timeout=SECONDS)

@@ -12,16 +12,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mount.client import Client, NoDaemon, Refused
 from mount.commands.up import DashedIds
 from mount.settings import STATE_VARIABLE, default_state
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 __all__ = ["DaemonCommand", "bytes_bar", "changes_bar", "json_option", "show", "state_option", "table"]
 
@@ -47,7 +48,10 @@ class DaemonCommand(DashedIds):
 
 
 def _connect(ctx: click.Context, parameter: click.Parameter, state: Path | None) -> Client:
-    return ctx.with_resource(Client(state or default_state()))
+    try:
+        return ctx.with_resource(Client(state or default_state()))
+    except NoDaemon as e:
+        raise _failed(str(e), 3) from e
 
 
 state_option: Final = click.option(
@@ -90,11 +94,12 @@ def table(headings: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
 # ---- progress, on a terminal only
 
 
-def _progress(*columns: Any) -> Progress:
-    terminal = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), *columns, TimeElapsedColumn(), console=terminal, transient=True
-    )
+def _progress(column: str) -> Progress:
+    from rich import progress  # 0.1 s that a script need not pay
+    from rich.console import Console
+
+    columns = progress.TextColumn("{task.description}"), progress.BarColumn(), getattr(progress, column)()
+    return progress.Progress(*columns, progress.TimeElapsedColumn(), console=Console(stderr=True), transient=True)
 
 
 @contextlib.contextmanager
@@ -103,7 +108,7 @@ def bytes_bar(what: str, total: int | None) -> Iterator[Callable[[int], object]]
     if not sys.stderr.isatty():
         yield lambda length: None
         return
-    with _progress(DownloadColumn()) as progress:
+    with _progress("DownloadColumn") as progress:
         task = progress.add_task(what, total=total)
         yield lambda length: progress.update(task, advance=length)
 
@@ -115,7 +120,7 @@ def changes_bar(what: str, pending: Callable[[], int | None]) -> Iterator[None]:
         yield
         return
     done = threading.Event()
-    with _progress(MofNCompleteColumn()) as progress:
+    with _progress("MofNCompleteColumn") as progress:
         task = progress.add_task(what, total=None)
 
         def watch() -> None:

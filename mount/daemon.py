@@ -7,6 +7,7 @@ nothing else waits for it. Nothing here blocks the loop: files and mounts are ha
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -174,6 +175,7 @@ class Daemon:
             await self.note("session.policy", session, peer, **fields)
             await self._define(hosted, policy=policy)
             if hosted.mounted is not None:
+                hosted.mounted.config = msgspec.structs.replace(hosted.mounted.config, policy=policy)  # later workers'
                 await hosted.ask("policy", self.settings.deadline, policy=msgspec.to_builtins(policy))
         return await hosted.status()
 
@@ -325,7 +327,8 @@ def make_mountpoint(path: Path) -> None:
     """ROOT/<session>, a directory of ours; NotADirectoryError for a link or a file that someone put there."""
     if mountpoint.mounted_on(path) is not None:
         return
-    path.mkdir(mode=0o755, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o755)
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "is not a directory; remove it", str(path))
 

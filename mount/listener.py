@@ -11,7 +11,6 @@ buffers. The control API and the Docker plugin are served here.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import grp
 import logging
@@ -19,7 +18,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,7 +30,9 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 from starlette.applications import Starlette
 
-__all__ = ["Listener", "Peer", "short_path"]
+from mount.address import answers, short_path
+
+__all__ = ["Listener", "Peer"]
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +52,6 @@ class Peer(NamedTuple):
 
 def peer_of(sock: trio.socket.SocketType) -> Peer:
     return Peer(*_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)))
-
-
-@contextlib.contextmanager
-def short_path(path: Path) -> Iterator[str]:
-    """A name for the socket that is short enough for the kernel (108 bytes), however deep `path` is."""
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{path.name}"
-    finally:
-        os.close(fd)
 
 
 class _Stream:
@@ -96,7 +87,7 @@ class Listener:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             with short_path(self.path) as short:
-                if _answers(short):
+                if answers(short):
                     raise OSError(errno.EADDRINUSE, "another mount-session daemon answers there", str(self.path))
                 Path(short).unlink(missing_ok=True)
                 previous = os.umask(0o177)
@@ -172,15 +163,6 @@ class Listener:
             log.exception("%s: a connection of process %d ended by a defect", self.path, peer.pid)
         finally:
             sock.close()
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        return True
 
 
 def _groups_of(peer: Peer) -> list[int]:

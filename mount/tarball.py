@@ -116,7 +116,7 @@ def main() -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         return 1  # who read it is gone
-    except (OSError, tarfile.TarError) as e:
+    except Exception as e:  # tarfile lets much out of an archive that is none: KeyError, EOFError, zlib.error
         code = e.errno if isinstance(e, OSError) else 22
         text = e.strerror if isinstance(e, OSError) and e.strerror else f"not a tar archive: {e}"
         json.dump({"errno": code, "message": text, "path": getattr(e, "filename", None)}, sys.stderr)
