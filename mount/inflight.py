@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
+from vfs import failpoints
 from vfs.journal import HEADER_SIZE, frames, segment_path
 from vfs.records import Link, Make, Record, Removexattr, Rename, Setattr, Setxattr, Unlink, decode
 from vfs.session import Session
@@ -80,6 +81,7 @@ class InFlight:
         if self._tasks:
             slot = self._tasks.pop(trio.lowlevel.current_task(), None)
             if slot is not None:
+                failpoints.reach("answer.sent")
                 self.drop(slot)
 
     def drop(self, slot: int) -> None:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 30.0
+FLUSH_LIMIT: Final = 30.0
 START_LIMIT: Final = 120.0  # seconds for a worker to open its session; recovery of 100,000 files takes a few
 
 
@@ -189,8 +190,8 @@ class Mounted:
         try:
             await self._employ(probe=None, adopted=True)
         except (OSError, ValueError) as error:
-            self.last_death = str(error)
-            log.error("%s: no worker could be started: %s", self.config.session, error)
+            if self.worker is dead:  # else it is told as that worker's death
+                log.error("%s: no worker could be started: %s", self.config.session, error)
             return
         self.phase = "serving"
 
@@ -202,11 +203,21 @@ class Mounted:
         await self._ran.wait()
         if self.receipt is None:
             self.phase = "stopping"
-            await trio.to_thread.run_sync(readiness.flush_pages, self.config.mountpoint_path, abandon_on_cancel=True)
+            await self._flush_pages()
             await trio.to_thread.run_sync(self._detach)
             self.receipt = await self._stop_worker()
             self._close()
         return self.receipt
+
+    async def _flush_pages(self) -> None:
+        """Pages changed through mappings; for these a worker is needed. What takes too long is not waited for."""
+        assert self.worker is not None
+        if self.worker.gone.is_set():
+            await self._employ(probe=None, adopted=True)
+        with trio.move_on_after(FLUSH_LIMIT) as limit:
+            await trio.to_thread.run_sync(readiness.flush_pages, self.config.mountpoint_path, abandon_on_cancel=True)
+        if limit.cancelled_caught:
+            log.warning("%s: mapped pages were not written back after %g s", self.config.session, FLUSH_LIMIT)
 
     def _detach(self) -> None:
         path = self.config.mountpoint_path

@@ -16,6 +16,7 @@ import struct
 from typing import Final, NamedTuple
 
 from mount.handshake import HEADER, OUT_HEADER, READ_BUFFER
+from vfs import failpoints
 from vfs.replay import Resent
 
 FUSE_NOTIFY_RESEND: Final = 7
@@ -64,6 +65,7 @@ def recall(fd: int) -> Unanswered:
             pass
     finally:
         os.set_blocking(fd, True)
+    failpoints.reach("takeover.recalled")
     ask(fd)
     return found
 

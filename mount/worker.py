@@ -34,6 +34,7 @@ from mount.operations import Operations
 from mount.probe import Probe
 from mount.rendezvous import Rendezvous
 from mount.repeated import Repeated
+from vfs import failpoints
 from vfs.policy import Policy
 from vfs.replay import match
 from vfs.session import Session
@@ -94,6 +95,7 @@ class Worker:
             len(unanswered.requests),
             sum(map(len, done.values())),
         )
+        failpoints.reach("takeover.matched")
         self.in_flight.keep_only({slot for slots in done.values() for slot in slots})
         return Repeated(operations, self.in_flight, done) if done else None
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from vfs import rules
+from vfs import failpoints, rules
 from vfs.errors import error
 from vfs.inode import Dentry, Inode
 from vfs.journal import Journal
@@ -105,6 +105,7 @@ class Tree(ABC):
         inode = self.namespace.apply(record)
         for observer in self.observers:
             observer.committed(record, inode)
+        failpoints.reach("record.applied")
         if self.journal.size > SEGMENT_BYTES:
             self._segment_full()
         return inode
