@@ -9,6 +9,7 @@ An inode whose last name is gone stays as an orphan while the kernel may hold it
 
 from __future__ import annotations
 
+import builtins
 import errno
 import stat
 from bisect import bisect_right
@@ -42,6 +43,7 @@ from vfs.remote import Attempt, Entry, Remote
 __all__ = ["ROOT", "Namespace"]
 
 ROOT = 1  # FUSE_ROOT_ID, linux/fuse.h
+_GONE = 64  # so many removed entries in a row are taken out of a listing: `rm -r` would pass them again for each part
 
 
 class Namespace:
@@ -125,15 +127,29 @@ class Namespace:
         not."""
         assert directory.entries is not None
         entries = directory.entries
-        listing = directory.listing
-        if listing is None or len(listing) > 2 * len(entries) + 64:
-            listing = directory.listing = list(entries.values())
-        at = 0 if not after else bisect_right(listing, after, key=_cookie)
-        while at < len(listing):
-            dentry = listing[at]
+        listing = self._listing(directory)
+        at = bisect_right(listing, after, key=_cookie)
+        while True:
+            if directory.listing is not listing:
+                listing = self._listing(directory)
+                at = bisect_right(listing, after, key=_cookie)
+            gone = at
+            while at < len(listing) and entries.get(listing[at].name) is not listing[at]:
+                at += 1
+            if at - gone > _GONE:
+                listing = directory.listing = listing[:gone] + listing[at:]
+                at = gone
+            if at == len(listing):
+                return
+            after = listing[at].cookie
+            yield listing[at]
             at += 1
-            if entries.get(dentry.name) is dentry:
-                yield dentry
+
+    def _listing(self, directory: Inode) -> builtins.list[Dentry]:
+        assert directory.entries is not None
+        if directory.listing is None or len(directory.listing) > 2 * len(directory.entries) + _GONE:
+            directory.listing = [*directory.entries.values()]
+        return directory.listing
 
     def subtree(self, inode: Inode) -> Iterator[Inode]:
         """The inode and all below it, parents first; an inode with several names comes once for each."""
