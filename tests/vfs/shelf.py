@@ -26,7 +26,7 @@ class Shelf:
     """The four callbacks, async under trio. `log` is what was asked, in order.
 
     `fault` is called before each callback is carried out and may raise; `lost` answers whether a callback's answer gets
-    lost after it was carried out; `delay` is how long each takes.
+    lost after it was carried out; `delay` is how long it takes there, and back.
     """
 
     async_library = "trio"
@@ -60,6 +60,7 @@ class Shelf:
             await trio.sleep(self.delay())
             self.fault(operation, path)
             answer = act()
+            await trio.sleep(self.delay())
             if self.lost(operation, path):
                 raise TimeoutError("the answer was lost")
             return answer
