@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MAX_FILE_SIZE = 64 << 20
 SLOWEST = 1 << 20  # bytes a second that a transfer may take before it counts as hanging
 RANGE = 1 << 20
+SMALL = 64 << 10  # bytes that are read from a file at once; the way to a thread and back costs more
 COMPLAINTS = 100  # log lines about entries of one listing
 
 
@@ -157,14 +158,16 @@ class Persistence:
     async def write_file(self, path: str, file: BinaryIO, context: Context | None = None) -> FileRef:
         """As `write`, from a seekable file that is at its beginning, in bounded memory where the callbacks allow
         it."""
-        size = await trio.to_thread.run_sync(_size, file)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         context = cast(Context, {**(context or {}), "size": size})
         if "on_write_file" in self.can:
             answer = await self._call("on_write_file", path, "write", context, self._outward(path), file, moving=size)
             return self._outcome("on_write_file", path, answer, context)
         if "on_write" in self.can:
             self._fits(path, size, "on_write_file")
-            return await self.write(path, await trio.to_thread.run_sync(file.read), context)
+            content = file.read() if size <= SMALL else await trio.to_thread.run_sync(file.read)
+            return await self.write(path, content, context)
         [ref] = await self.commit([Change("write", path, context, file=file)], context)
         if ref is None:
             raise AssertionError("a write answers a FileRef")
@@ -296,9 +299,3 @@ class Persistence:
             mode=context.get("mode"),
             metadata=metadata,
         )
-
-
-def _size(file: BinaryIO) -> int:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    return size

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Literal
-from urllib.parse import unquote, urlsplit
 
 import httpx
 import msgspec
@@ -23,13 +21,13 @@ import trio
 from vfs.callbacks import ARGUMENTS, Change, Context
 from vfs.fileref import FileRef
 from vfs.http import wire
+from vfs.http.connections import Connections
 
 __all__ = ["HttpCallbacks", "connect"]
 
 log = logging.getLogger(__name__)
 
 CHUNK = 256 << 10
-CONNECTIONS = 32
 ANSWER_MAX = 16 << 20  # bytes of an outcome or an error
 LINE_MAX = 1 << 20  # bytes of one line of a listing
 
@@ -79,9 +77,10 @@ class HttpCallbacks:
             setattr(self, absent, None)
         self._max_file_size = max_file_size
         self._reachable = True
-        self._base, self._http = _client(url, seconds)
+        headers = {"Accept-Encoding": "identity", "User-Agent": f"mount-session/{wire.VERSION}"}
         if token is not None:
-            self._http.headers["Authorization"] = f"Bearer {token}"
+            headers["Authorization"] = f"Bearer {token}"
+        self._server = Connections(url, seconds, headers)
 
     async def capabilities(self) -> list[str]:
         """The callbacks that the server has. OSError says why it cannot be used; EHOSTUNREACH: it cannot be reached."""
@@ -164,7 +163,7 @@ class HttpCallbacks:
         return msgspec.json.decode(body, type=dict[str, Any]).get("version")
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._server.aclose()
 
     async def _answer(self, *arguments: Any, **options: Any) -> bytes:
         async with self._request(*arguments, **options) as response:
@@ -189,17 +188,12 @@ class HttpCallbacks:
             told |= {wire.SCOPE: wire.to_header(scope), wire.CONTEXT: wire.to_header(context)}
         if sum(map(len, told.values())) > wire.HEADERS_MAX // 2:
             raise OSError(errno.E2BIG, "scope and context are too long for HTTP headers", path)
-        request = self._request_of(method, self._base + place, told, content)
         try:
-            response = await self._send(request)
-            try:
+            async with self._server.request(method, place, told, content) as response:
                 if response.is_success or response.status_code == also:
                     yield response
                 else:
                     raise wire.error_from(response.status_code, await _collected(response, ANSWER_MAX), path)
-            finally:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-                    await response.aclose()
         except httpx.TimeoutException as e:
             self._note(False, e)
             raise OSError(errno.ETIMEDOUT, f"the callbacks did not answer: {_why(e)}", path) from e
@@ -208,25 +202,6 @@ class HttpCallbacks:
             raise OSError(errno.EIO, f"the callbacks cannot be reached: {_why(e)}", path) from e
         self._note(True)
 
-    def _request_of(
-        self, method: str, url: str, headers: dict[str, str], content: bytes | httpx.AsyncByteStream | None
-    ) -> httpx.Request:
-        if not isinstance(content, httpx.AsyncByteStream):
-            return self._http.build_request(method, url, headers=headers, content=content)
-        if "Content-Length" not in headers:
-            headers = {**headers, "Transfer-Encoding": "chunked"}
-        request = self._http.build_request(method, url, headers=headers)
-        request.stream = content
-        return request
-
-    async def _send(self, request: httpx.Request) -> httpx.Response:
-        try:
-            return await self._http.send(request, stream=True)
-        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-            if request.method != "GET":
-                raise
-            return await self._http.send(request, stream=True)  # the server had ended a connection that was kept
-
     def _note(self, reachable: bool, why: Exception | None = None) -> None:
         """One line when the server goes, one when it comes back."""
         if reachable and not self._reachable:
@@ -234,41 +209,6 @@ class HttpCallbacks:
         elif self._reachable and not reachable and why is not None:
             log.warning("callbacks at %s cannot be reached: %s", self.url, _why(why))
         self._reachable = reachable
-
-
-def _client(url: str, seconds: float) -> tuple[str, httpx.AsyncClient]:
-    """Base address and client. ValueError says what is wrong with `url`."""
-    parts = urlsplit(url)
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(
-            f"callbacks at {parts.scheme}://{parts.hostname}: no user, query or fragment here; for a user use a token"
-        )
-    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
-    headers = {"Accept-Encoding": "identity", "User-Agent": f"mount-session/{wire.VERSION}"}
-    wait = httpx.Timeout(seconds)
-    if parts.scheme == "http+unix":
-        socket, base = (unquote(parts.netloc), parts.path) if parts.netloc else (unquote(parts.path), "")
-        if not os.path.isabs(socket):
-            raise ValueError(f"callbacks at {url}: an absolute path of a socket is needed")
-        transport = httpx.AsyncHTTPTransport(uds=socket, limits=limits)
-        client = httpx.AsyncClient(transport=transport, timeout=wait, headers=headers)
-        return "http://localhost" + base.rstrip("/"), client
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"callbacks at {url}: http://, https:// or http+unix:/// is needed")
-    # A proxy from the environment knows the way to the internet, not to this host.
-    client = httpx.AsyncClient(
-        timeout=wait, limits=limits, headers=headers, trust_env=not _is_loopback(parts.hostname), follow_redirects=False
-    )
-    return url.rstrip("/"), client
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False
 
 
 def _file(path: str) -> str:
