@@ -7,26 +7,21 @@ nothing else waits for it. Nothing here blocks the loop: files and mounts are ha
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
-import os
-import shutil
-import stat
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
 import trio
 
-from mount import mountpoint
 from mount.audit import Audit
 from mount.hosted import Hosted, receipt_of
 from mount.listener import Peer
 from mount.messages import Health, NewSession, SessionHealth, SessionReceipt, SessionStatus
 from mount.mounted import Mounted
+from mount.places import give, make_mountpoint, remove_empty, remove_state
 from mount.registry import Definition, Registry
 from mount.settings import Settings
 from mount.supervisor import Supervisor
@@ -199,6 +194,43 @@ class Daemon:
                 nursery.start_soon(ask, hosted)
         return sorted(found, key=lambda status: status.session)
 
+    # ---- holders: containers that use a session as a volume
+
+    async def hold(self, session: str, holder: str, peer: Peer) -> Hosted:
+        """One user more; when this returns, real I/O works. The user is remembered over a restart of the daemon."""
+        hosted = self.get(session)
+        async with hosted.lock:
+            before = hosted.definition
+            await self.note("session.hold", session, peer, holder=holder)
+            holders = tuple(dict.fromkeys((*before.holders, holder)))
+            await self._define(hosted, holders=holders, mounted=True)
+            try:
+                if hosted.mounted is None:
+                    await self._mount(hosted)
+                elif not (health := await hosted.probe(self.settings.deadline)).healthy:
+                    raise OSError(errno.EIO, health.error or "no I/O", session)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._define(hosted, holders=before.holders, mounted=before.mounted)
+                raise
+        return hosted
+
+    async def release(self, session: str, holder: str, peer: Peer) -> SessionReceipt | None:
+        """One user less. After the last one everything is synced, and what Docker made is unmounted; the receipt."""
+        hosted = self.get(session)
+        async with hosted.lock:
+            left = tuple(other for other in hosted.definition.holders if other != holder)
+            await self.note("session.release", session, peer, holder=holder)
+            await self._define(hosted, holders=left)
+            if left or hosted.mounted is None:
+                return None
+            if hosted.definition.volume:
+                await self._define(hosted, mounted=False)
+                return await self._unmount(hosted)
+            receipt = msgspec.convert(await hosted.ask("sync", SYNC_LIMIT), SessionReceipt)
+            await self._define(hosted, receipt=msgspec.to_builtins(receipt))
+            return receipt
+
     # ---- health
 
     async def health(self) -> Health:
@@ -271,7 +303,7 @@ class Daemon:
             hosted.mounted = mounted
             hosted.enter("failed", str(e) or type(e).__name__)
             raise
-        await trio.to_thread.run_sync(_remove_directory, hosted.mountpoint)
+        await trio.to_thread.run_sync(remove_empty, hosted.mountpoint)
         await self._define(hosted, receipt=msgspec.to_builtins(receipt))
         hosted.enter("unmounted")
         return receipt
@@ -306,8 +338,8 @@ class Daemon:
         if hosted.session in self.registry:
             await self._record(self.registry.remove, hosted.session)
         if state:
-            await trio.to_thread.run_sync(_remove_state, self.settings.state_path / hosted.session)
-        await trio.to_thread.run_sync(_remove_directory, hosted.mountpoint)
+            await trio.to_thread.run_sync(remove_state, self.settings.state_path / hosted.session)
+        await trio.to_thread.run_sync(remove_empty, hosted.mountpoint)
         self.hosted.pop(hosted.session, None)
 
     async def _define(self, hosted: Hosted, **fields: Any) -> None:
@@ -321,41 +353,3 @@ class Daemon:
 
     async def note(self, action: str, session: str, peer: Peer, **detail: Any) -> None:
         await self.audit.append(action, session, peer._asdict(), detail)
-
-
-def make_mountpoint(path: Path) -> None:
-    """ROOT/<session>, a directory of ours; NotADirectoryError for a link or a file that someone put there."""
-    if mountpoint.mounted_on(path) is not None:
-        return
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o755)
-    if not stat.S_ISDIR(os.lstat(path).st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, "is not a directory; remove it", str(path))
-
-
-def give(directory: Path, uid: int) -> None:
-    """The state directory and all in it belong to the worker's user, if they do not yet."""
-    if os.lstat(directory).st_uid == uid:
-        return
-    for path in _walk(directory):
-        os.chown(path, uid, uid, follow_symlinks=False)
-    os.chown(directory, uid, uid, follow_symlinks=False)
-
-
-def _walk(directory: Path) -> Iterable[str]:
-    for parent, directories, files in os.walk(directory, followlinks=False):
-        yield from (os.path.join(parent, name) for name in (*directories, *files))
-
-
-def _remove_directory(path: Path) -> None:
-    """Only an empty one, which is what is left when nothing is mounted on it."""
-    try:
-        path.rmdir()
-    except OSError as e:
-        if e.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
-            raise
-
-
-def _remove_state(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)

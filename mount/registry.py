@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -25,6 +26,9 @@ from vfs.policy import Policy
 __all__ = ["Definition", "Registry"]
 
 log = logging.getLogger(__name__)
+
+
+_STORAGE: Final = re.compile(r"local|tigris|(?:s3|tigris|file)://\S+|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(?:\?\S*)?")
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +54,13 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     volume: bool = False
     receipt: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if not _STORAGE.fullmatch(self.storage):
+            raise ValueError(
+                f"storage {self.storage!r}: local, file:///dir, s3://bucket/prefix, tigris, tigris://bucket/prefix or "
+                "module:Class is needed"
+            )
+
 
 class Registry:
     def __init__(self, directory: Path, uids: tuple[int, int] | None = None) -> None:
@@ -61,6 +72,16 @@ class Registry:
         for path in (self._directory, self._secrets):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._load()
+        self._note_boot(directory / "boot")
+
+    def _note_boot(self, file: Path) -> None:
+        """Containers do not outlive the machine's boot: nobody holds anything after another one."""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        if file.exists() and file.read_bytes() != boot:
+            for definition in self:
+                if definition.holders:
+                    self.change(definition.session, holders=(), mounted=definition.mounted and not definition.volume)
+        durable.write(file, boot)
 
     def _load(self) -> None:
         for path in sorted(self._directory.glob("*.json")):

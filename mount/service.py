@@ -21,6 +21,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve as hypercorn_serve
 
+from mount import docker
 from mount.api import application
 from mount.audit import Audit
 from mount.daemon import Daemon
@@ -47,16 +48,20 @@ async def serve(settings: Settings) -> None:
             async with Supervisor.run() as supervisor, trio.open_nursery() as nursery:
                 daemon = Daemon(settings, supervisor, nursery, audit, Webhooks(settings.webhooks))
                 daemon.inherited = inherited
-                await _serve(daemon, signals)
+                await _serve(daemon, nursery, signals)
                 nursery.cancel_scope.cancel()
         finally:
             audit.close()
 
 
-async def _serve(daemon: Daemon, signals: AsyncIterator[int]) -> None:
+async def _serve(daemon: Daemon, daemon_nursery: trio.Nursery, signals: AsyncIterator[int]) -> None:
     settings = daemon.settings
     with contextlib.ExitStack() as stack:
         listeners = [Listener(settings.socket, application(daemon), group=settings.group)]
+        if settings.docker:
+            socket = Path(settings.docker)
+            socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            listeners.append(Listener(socket, docker.application(daemon, daemon_nursery)))
         for listener in listeners:
             stack.enter_context(listener)
         daemon.refused = lambda: sum(listener.refused for listener in listeners)
