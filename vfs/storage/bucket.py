@@ -42,7 +42,7 @@ from vfs.storage.wire import Wire
 if TYPE_CHECKING:
     from obstore import GetOptions, PutMode
 
-__all__ = ["ANY", "Blob", "Bucket", "Condition", "Found", "etag_of", "version_of"]
+__all__ = ["ANY", "HASHED_IN_PLACE", "Blob", "Bucket", "Condition", "Found", "etag_of", "version_of"]
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from vfs.callbacks import Context
 from vfs.errors import Conflict
 from vfs.failpoints import reach
 from vfs.fileref import FileRef, compute_checksum, guess_content_type
-from vfs.storage.bucket import ANY, Blob, Bucket, Condition, Found, etag_of, version_of
+from vfs.storage.bucket import ANY, HASHED_IN_PLACE, Blob, Bucket, Found, etag_of, version_of
 from vfs.storage.endpoint import Clients
 from vfs.storage.keys import Keys, Misfit, directories_of, is_marker
 from vfs.storage.metadata import attributes_of, parse
@@ -104,12 +104,16 @@ class Objects:
         return await self.bucket.get(self.keys.key_of(path), span=(offset, offset + size), version=version)
 
     async def write(self, path: str, content: bytes, context: Context) -> FileRef:
-        return await self.write_file(path, io.BytesIO(content), context)
+        """Create or replace the object."""
+        return await self._write(path, Source(io.BytesIO(content)), content, context)
 
     async def write_file(self, path: str, file: BinaryIO, context: Context) -> FileRef:
         """Create or replace the object from a seekable file, in bounded memory."""
-        key, condition = self.keys.key_of(path), _condition(context)
         source = await trio.to_thread.run_sync(Source, file)
+        return await self._write(path, source, None, context)
+
+    async def _write(self, path: str, source: Source, content: bytes | None, context: Context) -> FileRef:
+        key, condition = self.keys.key_of(path), context.get("if_version", ANY)
         attributes = attributes_of(path, context)
         checksum = context.get("checksum")
         reach("s3.write.before")
@@ -118,9 +122,10 @@ class Objects:
                 version = await upload(self.bucket, key, source, attributes, condition)
             else:
                 async with self.bucket.memory.hold(source.size):
-                    content = await trio.to_thread.run_sync(source.read, 0, source.size)
-                    checksum = checksum or compute_checksum(content)
+                    if content is None:
+                        content = await trio.to_thread.run_sync(source.read, 0, source.size)
                     version = await self.bucket.put(key, content, attributes, condition)
+                    checksum = checksum or await _checksum(content)
         except Conflict as e:
             version = await self._arrived_before(key, source, path, e)
         reach("s3.write.done")
@@ -155,7 +160,7 @@ class Objects:
     async def delete(self, path: str, context: Context) -> None:
         """Delete the object; one that is not there counts as deleted."""
         reach("s3.delete.before")
-        condition = _condition(context)
+        condition = context.get("if_version", ANY)
         try:
             await self.bucket.delete(self.keys.key_of(path), ANY if condition is None else condition)
         except Conflict as e:
@@ -239,5 +244,7 @@ class Objects:
         )
 
 
-def _condition(context: Context) -> Condition:
-    return context.get("if_version", ANY)
+async def _checksum(content: bytes) -> str:
+    if len(content) <= HASHED_IN_PLACE:
+        return compute_checksum(content)
+    return await trio.to_thread.run_sync(compute_checksum, content)
