@@ -15,7 +15,7 @@ import msgspec
 
 from mount.handshake import Agreement
 from vfs.fileref import validate_session_id
-from vfs.policy import Policy
+from vfs.policy import UNLIMITED, Policy
 
 
 class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,11 +26,8 @@ class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
     state: bytes
     """The directory that holds the state directories of all sessions."""
     read_only: bool = False
-    uid: int | None = None
-    gid: int | None = None
-    """One owner for all that is in the session, whoever made it; None: as the programs made it."""
-    policy: Policy | None = None
-    """All that the session is allowed; None: `read_only`, `uid` and `gid` say it."""
+    """Whether it is mounted `ro`, which cannot change; a policy that is read-only can."""
+    policy: Policy = UNLIMITED
     storage: str = "local"
     callbacks: str | None = None
     scope: Any = None

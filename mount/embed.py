@@ -36,7 +36,7 @@ from mount.settings import default_state
 from mount.supervisor import Supervisor
 from vfs.callbacks import discover
 from vfs.http.server import serving
-from vfs.policy import Policy
+from vfs.policy import UNLIMITED, Policy
 
 __all__ = ["EmbeddedMount", "mounted"]
 
@@ -52,7 +52,7 @@ def mounted(
     storage: str = "local",
     callbacks: object = None,
     scope: Any = None,
-    policy: Policy | None = None,
+    policy: Policy = UNLIMITED,
 ) -> EmbeddedMount:
     """The session on the directory `mountpoint` while the block of `with` or `async with` lasts.
 

@@ -27,7 +27,7 @@ TOKEN = "MOUNT_SESSION_CALLBACKS_TOKEN"  # what callbacks over HTTP are shown; a
 @contextlib.asynccontextmanager
 async def opened(config: MountConfig, *, adopted: bool) -> AsyncIterator[Session]:
     """The session, as long as the block lasts; its persistence is closed after it."""
-    policy = config.policy or Policy(uid=config.uid, gid=config.gid, read_only=config.read_only)
+    policy = config.policy
     persistence = await _persistence(config)
     try:
         async with Session.open(

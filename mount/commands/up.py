@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -15,15 +16,10 @@ import trio
 from mount import quietlog, title
 from mount.config import MountConfig, Receipt
 from mount.mountpoint import resolve
+from mount.policyflags import policy_flags, policy_of
+from mount.settings import STATE_VARIABLE, default_state
 from mount.supervisor import Supervisor
-
-
-def default_state() -> Path:
-    """/var/lib/mount-session for root; for others mount-session in $XDG_STATE_HOME (~/.local/state if unset)."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/mount-session")
-    home = os.environ.get("XDG_STATE_HOME")
-    return Path(home or Path.home() / ".local/state") / "mount-session"
+from vfs.policy import parse
 
 
 class DashedIds(click.Command):
@@ -61,16 +57,30 @@ def _known_first(args: list[str], known: set[str], valued: set[str]) -> list[str
 @click.option(
     "--state",
     type=click.Path(path_type=Path),
-    envvar="MOUNT_SESSION_STATE",
+    envvar=STATE_VARIABLE,
     show_envvar=True,
     help="Directory that holds the state of all sessions: journal, names, content. "
     "[default: /var/lib/mount-session for root, else ~/.local/state/mount-session]",
 )
-@click.option("--uid", type=click.IntRange(0, 2**32 - 2), help="Everything in the session belongs to this user.")
-@click.option("--gid", type=click.IntRange(0, 2**32 - 2), help="Everything in the session belongs to this group.")
-@click.option("--read-only", is_flag=True, help="Nothing in the session can be changed (EROFS).")
+@click.option(
+    "--storage",
+    default="local",
+    show_default=True,
+    help="local, s3://bucket/prefix?..., tigris, tigris://bucket/prefix, file:///dir, or module:Class of yours.",
+)
+@click.option(
+    "--callbacks", help="In place of a storage: MODULE:NAME of an object with callbacks, or the http URL of one."
+)
+@click.option("--scope", metavar="JSON", help="The first argument of the callbacks.")
+@policy_flags
 def command(
-    session: str, mountpoint: Path, state: Path | None, uid: int | None, gid: int | None, read_only: bool
+    session: str,
+    mountpoint: Path,
+    state: Path | None,
+    storage: str,
+    callbacks: str | None,
+    scope: str | None,
+    **flags: Any,
 ) -> None:
     """Mount SESSION on the directory MOUNTPOINT, and stay in the foreground.
 
@@ -91,13 +101,16 @@ def command(
     """
     quietlog.install(sys.stderr, quietlog.style())
     title.set_title("mount-session: supervisor")
+    policy = parse(policy_of(flags))
     config = MountConfig(
         session=session,
         mountpoint=os.fsencode(resolve(mountpoint)),
         state=os.fsencode((state or default_state()).absolute()),
-        read_only=read_only,
-        uid=uid,
-        gid=gid,
+        read_only=policy.read_only,
+        policy=policy,
+        storage=storage,
+        callbacks=callbacks,
+        scope=_scope(scope),
     )
     try:
         receipt = trio.run(_up, config)
@@ -110,6 +123,15 @@ def command(
         raise click.ClickException("ended by a signal before the session was mounted")
     click.echo(msgspec.json.encode(receipt).decode())
     sys.exit(0 if receipt.pending == 0 else 1)
+
+
+def _scope(text: str | None) -> Any:
+    try:
+        return None if text is None else msgspec.json.decode(text)
+    except msgspec.DecodeError as e:
+        raise click.BadParameter(
+            f"{text!r} is not JSON ({e}); a string needs its quotes: '\"alice\"'", param_hint="--scope"
+        ) from e
 
 
 async def _up(config: MountConfig) -> Receipt | None:
