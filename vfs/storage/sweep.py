@@ -136,7 +136,7 @@ async def _abort_uploads(bucket: Bucket, prefix: str) -> list[str]:
                 functools.partial(_upload_page, bucket, prefix, dict(position)),
                 reading=True,
             )
-        except Refused:
+        except (Refused, FileNotFoundError):
             return remaining  # a server that does not list uploads keeps none that could be found
         for one in page.get("Uploads", ()):
             # Some servers ignore the prefix here (moto does): another session's upload is not ours to abort.
