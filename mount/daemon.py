@@ -22,6 +22,7 @@ from mount.listener import Peer
 from mount.messages import Health, NewSession, SessionHealth, SessionReceipt, SessionStatus
 from mount.mounted import Mounted
 from mount.places import give, make_mountpoint, remove_empty, remove_state
+from mount.purge import purge as purge_storage
 from mount.registry import Definition, Registry
 from mount.settings import Settings
 from mount.supervisor import Supervisor
@@ -160,6 +161,9 @@ class Daemon:
             if receipt.pending and not (force or purge):
                 await self._define(hosted, mounted=False)
                 raise OSError(errno.EBUSY, f"{receipt.pending} changes are not persisted yet; use --force", session)
+            if purge and not hosted.is_local:
+                await self._define(hosted, mounted=False)
+                await purge_storage(hosted.config(await self._environment(hosted)))
             await self._forget(hosted)
 
     async def set_policy(self, session: str, fields: dict[str, Any], peer: Peer) -> SessionStatus:
@@ -253,9 +257,7 @@ class Daemon:
 
     async def _mount(self, hosted: Hosted) -> None:
         hosted.enter("mounting")
-        environment = await self._record(self.registry.environment, hosted.session)
-        if environment is None:
-            environment = {} if hosted.is_local else self.inherited
+        environment = await self._environment(hosted)
         try:
             async with self._mounting:
                 await trio.to_thread.run_sync(self._prepare, hosted)
@@ -265,6 +267,13 @@ class Daemon:
             raise
         hosted.enter("mounted")
         self._nursery.start_soon(self._watch, hosted, mounted)
+
+    async def _environment(self, hosted: Hosted) -> dict[str, str]:
+        """The variables of its worker: its own, or where it has a storage and none of its own, the daemon's."""
+        own = await self._record(self.registry.environment, hosted.session)
+        if own is not None:
+            return own
+        return {} if hosted.is_local else self.inherited
 
     def _prepare(self, hosted: Hosted) -> None:
         """The directories, as the mount and the worker need them."""

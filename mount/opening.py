@@ -19,7 +19,7 @@ from vfs.session import Session
 from vfs.storage import as_persistence, open_storage
 from vfs.target import open_target, remember
 
-__all__ = ["opened"]
+__all__ = ["open_persistence", "opened"]
 
 TOKEN = "MOUNT_SESSION_CALLBACKS_TOKEN"  # what callbacks over HTTP are shown; a command line is visible to everyone
 
@@ -28,7 +28,7 @@ TOKEN = "MOUNT_SESSION_CALLBACKS_TOKEN"  # what callbacks over HTTP are shown; a
 async def opened(config: MountConfig, *, adopted: bool) -> AsyncIterator[Session]:
     """The session, as long as the block lasts; its persistence is closed after it."""
     policy = config.policy
-    persistence = await _persistence(config)
+    persistence = await open_persistence(config)
     try:
         async with Session.open(
             config.session, config.state_path, adopted=adopted, policy=policy, routes=_routes(persistence, policy)
@@ -49,7 +49,7 @@ def _routes(persistence: Persistence | None, policy: Policy) -> Routes | None:
     return Routes(routes, hidden=policy.hidden, local_only=policy.local_only)
 
 
-async def _persistence(config: MountConfig) -> Persistence | None:
+async def open_persistence(config: MountConfig) -> Persistence | None:
     """ValueError if two are asked for, or what is asked for is none."""
     storage = open_storage(config.storage)
     context: Context = {"session_id": config.session}
