@@ -50,6 +50,8 @@ class BlockMap:
             bits = bits[size:] * 2
         found = cls(path, _limit(path, stored), bits)
         found.truncate(limit)
+        if powered_off:
+            found.save()  # what was dropped just now must not be believed after the next crash
         return found
 
     @property

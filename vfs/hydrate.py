@@ -162,12 +162,16 @@ class Hydration:
                     return
             self.check_complete(inode, self.map(inode))
 
+    def forget(self, inode: Inode) -> None:
+        """Nothing is known to be here of a file whose content is elsewhere too."""
+        self.maps.pop(inode.ino, None)
+        self._path(inode.ino).unlink(missing_ok=True)
+        self._ahead.forget(inode.ino)
+
     def drop(self, inode: Inode) -> None:
         """What of the content is here is not the file's any more."""
-        known = self.maps.pop(inode.ino, None)
-        (known or BlockMap(self._path(inode.ino), 0)).remove()
+        self.forget(inode)
         self.content.remove(inode.ino)
-        self._ahead.forget(inode.ino)
 
     # ---- maps
 

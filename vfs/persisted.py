@@ -18,6 +18,7 @@ from typing import Any
 import trio
 
 from vfs.barrier import run_barrier
+from vfs.cache import Cache
 from vfs.content import Content
 from vfs.errors import error
 from vfs.fileref import FileRef
@@ -61,7 +62,8 @@ class PersistedSession(Session):
         self.options = options
         self.hydration = Hydration(self, powered_off=state.powered_off)
         self.writeback = WriteBack(self, options)
-        self.observers += [self.writeback, self.hydration]
+        self.cache = Cache(self)
+        self.observers += [self.writeback, self.hydration, self.cache]
         self.foreign = False  # what is being committed was done by someone else, in the persistence
         self.invalidate: Callable[[list[tuple[int, bytes]], list[int]], None] = lambda names, inos: None
         self._frozen: dict[int, trio.Event] = {}
@@ -70,6 +72,7 @@ class PersistedSession(Session):
 
     async def _start(self) -> None:
         self.hydration.begin()
+        self.cache.begin()
         self.writeback.note_all()
         self._nursery.start_soon(self.writeback.run)
 
@@ -172,11 +175,15 @@ class PersistedSession(Session):
     async def read(self, ino: int, offset: int, size: int) -> bytes:
         inode = self.namespace.inode(ino)
         if inode.remote and inode.is_file:
+            await self.cache.admit(0)
             await self.hydration.before_read(inode, offset, size)
+            self.cache.touch(inode)
         return await super().read(ino, offset, size)
 
     async def write(self, ino: int, offset: int, data: bytes) -> int:
         inode = self.namespace.inode(ino)
+        if self.cache.limit is not None:
+            await self.cache.admit(len(data))
         while ino in self._frozen:
             await self._frozen[ino].wait()
         if inode.remote and inode.is_file and not self.read_only:

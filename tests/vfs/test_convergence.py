@@ -44,6 +44,7 @@ operation = st.one_of(
     st.tuples(st.just("sync")),
     st.tuples(st.just("crash")),
     st.tuples(st.just("evict")),
+    st.tuples(st.just("shift"), paths, paths),
 )
 
 
@@ -120,6 +121,13 @@ class Program:
     async def evict(self) -> None:
         """The content of all clean files goes: it is in the persistence."""
         self.session.cache.trim(0)
+
+    async def shift(self, old: bytes, new: bytes) -> None:
+        """A file whose content is elsewhere only is renamed, and its name is taken by a new one."""
+        await self.sync()
+        await self.evict()
+        await self.rename(old, new, 0)
+        await self.write(old, 0, b"new")
 
     async def crash(self) -> None:
         raise Crash

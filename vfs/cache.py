@@ -1,0 +1,131 @@
+"""The cache: content that is here and in a persistence too, up to the policy's limit.
+
+Files are dropped least recently used first, and only clean ones: what a path of the persistence holds in the very
+generation that is here. When a writer finds the cache full of what is not written back yet it waits for that; after
+`Options.cache_wait` it gets ENOSPC. Nothing that only frees space ever waits.
+
+Sizes are those of the files, so a sparse or partly fetched file counts for more than it takes.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import cachetools
+import trio
+
+from vfs.errors import error
+from vfs.inode import Inode
+from vfs.records import Evicted, Reclaim, Record
+
+if TYPE_CHECKING:
+    from vfs.persisted import PersistedSession
+
+__all__ = ["Cache"]
+
+
+class Cache:
+    """`used` is what the backing files take, by their files' sizes. An observer of its session."""
+
+    def __init__(self, session: PersistedSession) -> None:
+        self.session = session
+        self.used = 0
+        self._sizes: cachetools.LRUCache[int, int] = cachetools.LRUCache(1 << 62, getsizeof=lambda size: size + 1)
+
+    @property
+    def limit(self) -> int | None:
+        return self.session.policy.cache_bytes
+
+    def begin(self) -> None:
+        """Count what is here already; least recently used is what was changed longest ago."""
+        content, namespace = self.session.content, self.session.namespace
+        here = [inode for ino in content.inos() if (inode := namespace.inodes.get(ino)) is not None]
+        for inode in sorted(here, key=lambda inode: inode.mtime_ns):
+            self.touch(inode)
+
+    # ---- what the session tells (Observer)
+
+    def committed(self, record: Record, inode: Inode | None) -> None:
+        if isinstance(record, Reclaim):
+            for ino in record.inos:
+                self._forget(ino)
+
+    def written(self, inode: Inode) -> None:
+        self.touch(inode)
+
+    def released(self, inode: Inode) -> None:
+        pass
+
+    # ---- use
+
+    def touch(self, inode: Inode) -> None:
+        """The file's content is here, and was just used."""
+        before = self._sizes.get(inode.ino)
+        if before != inode.size:
+            self.used += inode.size - (before or 0)
+            self._sizes[inode.ino] = inode.size
+
+    def _forget(self, ino: int) -> None:
+        size = self._sizes.pop(ino, None)
+        if size is not None:
+            self.used -= size
+
+    async def admit(self, length: int) -> None:
+        """Room for `length` bytes more: what is clean goes, and what is dirty is waited for. ENOSPC after a while."""
+        limit = self.limit
+        if limit is None or self.used + length <= limit:
+            return
+        self.trim(limit - length)
+        if self.used + length <= limit:
+            return
+        writeback = self.session.writeback
+        writeback.urgent += 1
+        try:
+            with trio.move_on_after(self.session.options.cache_wait):
+                writeback.hurry()
+                while self.used + length > limit:
+                    await writeback.progressed.wait()
+                    self.trim(limit - length)
+                return
+        finally:
+            writeback.urgent -= 1
+        raise error(errno.ENOSPC, self.session.id, "the cache is full of what could not be written back yet")
+
+    def trim(self, limit: int) -> None:
+        """Drop clean content, least recently used first, until the rest is at most `limit` bytes."""
+        if self.used <= limit:
+            return
+        chosen, left = [], self.used
+        for ino in list(self._sizes):
+            inode = self.session.namespace.inodes.get(ino)
+            if inode is not None and inode.size and self.is_clean(inode):
+                chosen.append(inode)
+                left -= inode.size
+                if left <= limit:
+                    break
+        self.evict(chosen)
+
+    def is_clean(self, inode: Inode) -> bool:
+        """Whether all of it can be had again: a persistence that reads holds it, and nothing is pending for it."""
+        session = self.session
+        if not inode.nlink or session.namespace.remote.holding(inode.ino, inode.generation) is None:
+            return False
+        path, entry = session.namespace.remote.newest(inode.ino) or (b"", None)
+        persistence = session.place(path).route.persistence
+        if entry is None or entry.size != inode.size or persistence is None or not persistence.reads:
+            return False
+        return not any(name in session.writeback.queue.paths for name in session.paths(inode))
+
+    def evict(self, inodes: list[Inode]) -> None:
+        """Clean content goes. The map first: a stale one would say that something is here."""
+        rows = []
+        for inode in inodes:
+            self.session.hydration.forget(inode)
+            if not inode.remote:
+                rows.append((inode.ino, inode.size, inode.mtime_ns))
+        if rows:
+            self.session.commit(Evicted(rows))
+        for inode in inodes:
+            self.session.content.remove(inode.ino)
+            self._forget(inode.ino)
