@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import secrets
 
+import trio
+
 from vfs.errors import Conflict
 from vfs.storage.bucket import Bucket
 from vfs.storage.endpoint import is_known_conditional
@@ -39,11 +41,19 @@ async def probe(bucket: Bucket, own: str) -> bool:
 async def _ask(bucket: Bucket, own: str) -> bool:
     key = f"{own}probe-{secrets.token_hex(8)}"
     attributes = {"Content-Type": "text/plain"}
-    version = await bucket.put(key, b"1", attributes, None)
     try:
+        version = await bucket.put(key, b"1", attributes)
         return await _refused(bucket, key, None) and await _refused(bucket, key, f"{version[:-1]}x")
     finally:
+        with trio.CancelScope(shield=True):
+            await _delete(bucket, key)
+
+
+async def _delete(bucket: Bucket, key: str) -> None:
+    try:
         await bucket.delete(key)
+    except OSError as e:
+        log.warning("%s: a probe was left behind: %s; cleanup removes it", bucket.name, e)
 
 
 async def _refused(bucket: Bucket, key: str, condition: str | None) -> bool:

@@ -228,5 +228,6 @@ class S3Storage(Backend):
         """Before the first write: whether writes can be conditional here."""
         if not self._probed:
             async with self._probing:
-                await probe(self.bucket, self.keys.own)
-                self._probed = True
+                if not self._probed:
+                    await probe(self.bucket, self.keys.own)
+                    self._probed = True
