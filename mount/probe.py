@@ -27,6 +27,21 @@ CONTENT: Final = b"mount-session probe\n"
 _ANSWERED: Final = ("lookup", "getattr", "setattr", "open", "read", "write", "release", "getxattr", "fsync")
 
 
+def _nameless_file(directory: Path) -> int:
+    """CONTENT on the disk that holds the session; in memory where that is full, for then files must be deletable."""
+    fd, path = tempfile.mkstemp(dir=directory)
+    os.unlink(path)
+    try:
+        os.write(fd, CONTENT)
+    except OSError as e:
+        os.close(fd)
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        fd = os.memfd_create("probe")
+        os.write(fd, CONTENT)
+    return fd
+
+
 class Probe:
     """Stands before an `Operations` by instance attributes, until the second look-up of its name."""
 
@@ -35,10 +50,7 @@ class Probe:
         self._name = name
         self._looked_up = False
         self._owner = os.geteuid(), os.getegid()
-        fd, path = tempfile.mkstemp(dir=directory)
-        os.unlink(path)
-        self._fd = fd
-        os.write(fd, CONTENT)
+        self._fd = _nameless_file(directory)
         for handler in (*_ANSWERED, "forget"):
             setattr(operations, handler, getattr(self, handler))
 
