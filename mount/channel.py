@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -85,6 +86,10 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = trio.socket.from_stdlib_socket(sock)
+        credentials = struct.Struct("=3i")  # pid, uid, gid: unix(7), SO_PEERCRED
+        option = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+        self.peer: int = credentials.unpack(option)[0]
+        """The process that made the other end."""
         self._sending = trio.Lock()
         self._next_id = 1
         self._calls: dict[int, trio.MemorySendChannel[tuple[Reply, list[int]]]] = {}

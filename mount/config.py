@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -35,6 +35,12 @@ class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The user that workers become; None: the supervisor's own."""
     environment: dict[str, str] | None = None
     """All variables that a worker sees, beside harmless ones; None: the supervisor's."""
+    hang_limit: float = 30.0
+    """Seconds in which a worker must give a sign of life, else it is dumped and replaced."""
+    idle_after: float = 300.0
+    """Seconds without a request after which the worker ends until the next request; 0: never."""
+    can_resend: bool = True
+    """False: do as on kernels before 6.9, where a worker's death takes the mount with it."""
 
     def __post_init__(self) -> None:
         validate_session_id(self.session)
@@ -75,6 +81,15 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """Has the kernel had an earlier worker, whose inodes it holds, and which may have left requests unanswered?"""
     probe: bytes | None = None
     """The name under which this worker shall answer the supervisor's first read and write."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What the zygote is told. `fork` comes with the /dev/fuse descriptor and the worker's end of a channel; `keep`
+    with the descriptor alone: until the next `fork` for that session, one is done should the supervisor die.
+    """
+
+    what: Literal["fork", "keep"]
+    start: Start
 
 
 class Receipt(msgspec.Struct, frozen=True):

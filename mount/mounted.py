@@ -16,56 +16,25 @@ import logging
 import os
 import secrets
 import signal
+import socket
 from typing import Any, Final
 
 import msgspec
 import trio
 
 from mount import bdi, handshake, holders, mountpoint, readiness
-from mount.channel import Answer, BrokenChannel, Channel, pair
-from mount.config import Connection, Failure, MountConfig, Receipt, Start
+from mount.channel import BrokenChannel, Channel, pair
+from mount.config import Connection, MountConfig, Receipt, Start
+from mount.handle import WorkerHandle
 from mount.spawner import Child, Spawner
 
 log = logging.getLogger(__name__)
 
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 30.0
+PING_EVERY: Final = 5.0
 FLUSH_LIMIT: Final = 30.0
 START_LIMIT: Final = 120.0  # seconds for a worker to open its session; recovery of 100,000 files takes a few
-
-
-class WorkerHandle:
-    """One worker process and the channel to it."""
-
-    def __init__(self, child: Child, channel: Channel) -> None:
-        self.child = child
-        self.channel = channel
-        self.ready = trio.Event()
-        self.gone = trio.Event()
-        self.failure: Exception | None = None
-        self.receipt: Receipt | None = None
-        self.progressed = False  # has it answered a request?
-
-    async def handle(self, name: str, arguments: dict[str, Any], descriptors: list[int]) -> Answer:
-        """What the worker says by itself."""
-        if name == "ready":
-            self.ready.set()
-        elif name == "progress":
-            self.progressed = True
-        elif name == "unmounted":
-            self.receipt = msgspec.convert(arguments["receipt"], Receipt)
-        elif name == "failed":
-            self.failure = msgspec.convert(arguments["failure"], Failure).error()
-        else:
-            raise ValueError(f"a supervisor is asked to {name!r}, which it does not know")
-        return Answer()
-
-    async def attend(self) -> None:
-        """Read what the worker says until it is dead."""
-        await self.channel.serve(self.handle)
-        await self.child.wait()
-        self.child.close()
-        self.gone.set()
 
 
 class Mounted:
@@ -84,6 +53,7 @@ class Mounted:
         self._running = trio.CancelScope()
         self._ran = trio.Event()
         self._delay = 0.0
+        self._woken = trio.Event()
 
     # ---- the mount
 
@@ -169,14 +139,77 @@ class Mounted:
         with self._running:
             while self.receipt is None:
                 assert self.worker is not None
-                await self.worker.gone.wait()
-                if self.worker.receipt is None:
+                if self.phase == "idle":
+                    await self._wake()
+                elif not self.worker.gone.is_set():
+                    await self._watch(self.worker)
+                elif self.worker.receipt is None:
                     await self._replace(self.worker)
-                    continue
-                log.info("%s: %s was unmounted from outside", self.config.session, self.config.mountpoint_path)
-                self.receipt = self.worker.receipt
-                self._close()
+                else:
+                    log.info("%s: %s was unmounted from outside", self.config.session, self.config.mountpoint_path)
+                    self.receipt = self.worker.receipt
+                    self._close()
         self._ran.set()
+
+    async def _watch(self, worker: WorkerHandle) -> None:
+        """Until it is gone: by itself, because it hung, or because nothing is asked of it."""
+        limit, idle_after = self.config.hang_limit, self.config.idle_after
+        every = min(limit, idle_after or limit, PING_EVERY)
+        requests, since = -1, trio.current_time()
+        while not worker.gone.is_set():
+            with trio.move_on_after(every):
+                await worker.gone.wait()
+                return
+            try:
+                taken = await worker.ping(limit)
+            except BrokenChannel:
+                await worker.gone.wait()
+                return
+            if taken is None:
+                log.error("%s: no sign of life for %g s; where it hangs follows", self.config.session, limit)
+                await worker.put_down()
+                return
+            if taken != requests:
+                requests, since = taken, trio.current_time()
+            elif idle_after and trio.current_time() - since >= idle_after and await self._has_nothing_to_do(worker):
+                await self._hibernate(worker)
+                return
+
+    async def _has_nothing_to_do(self, worker: WorkerHandle) -> bool:
+        try:
+            status, _ = await worker.channel.call("status")
+        except BrokenChannel:
+            return False
+        return not status["pending"]
+
+    async def _hibernate(self, worker: WorkerHandle) -> None:
+        """The mount stays, the worker goes. Should we die meanwhile, the zygote has one started."""
+        assert self.connection is not None
+        start = Start(config=self.config, connection=self.connection, adopted=True)
+        await self._spawner.keep(start, self.fd)
+        await worker.retire()
+        if worker.receipt is None:
+            log.info("%s: idle; a worker is started at the next request", self.config.session)
+            self._woken = trio.Event()
+            self.phase = "idle"
+
+    def wake(self) -> None:
+        """Have a worker started now, if the session is idle."""
+        self._woken.set()
+
+    async def _wake(self) -> None:
+        """Wait for a request, and start a worker for it."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_after, self._woken, nursery.cancel_scope)
+            await trio.lowlevel.wait_readable(self.fd)
+            nursery.cancel_scope.cancel()
+        self.phase = "starting"
+        try:
+            await self._employ(probe=None, adopted=True)
+        except (OSError, ValueError) as error:
+            log.error("%s: no worker could be started: %s", self.config.session, error)
+            return
+        self.phase = "serving"
 
     async def _replace(self, dead: WorkerHandle) -> None:
         self.restarts += 1
@@ -187,13 +220,94 @@ class Mounted:
         self._delay = 0.0 if dead.progressed else min(max(FIRST_DELAY, self._delay * 2), LONGEST_DELAY)
         log.error("%s: %s; the next in %g s", self.config.session, self.last_death, self._delay)
         await trio.sleep(self._delay)
+        assert self.connection is not None
         try:
-            await self._employ(probe=None, adopted=True)
+            if self.config.can_resend and self.connection.agreement.can_resend:
+                await self._employ(probe=None, adopted=True)
+            else:
+                await self._mount_anew()
         except (OSError, ValueError) as error:
             if self.worker is dead:  # else it is told as that worker's death
                 log.error("%s: no worker could be started: %s", self.config.session, error)
             return
         self.phase = "serving"
+
+    async def _mount_anew(self) -> None:
+        """Without FUSE_NOTIFY_RESEND nobody answers what the dead worker had in hand: those who wait get an error."""
+        log.warning(
+            "%s: this kernel cannot send requests again (Linux 6.9 can): the connection is ended and %s mounted anew; "
+            "containers see that if they have it with `rslave` propagation",
+            self.config.session,
+            self.config.mountpoint_path,
+        )
+        assert self.connection is not None
+        mountpoint.abort(self.connection.device)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        await trio.to_thread.run_sync(self._attach)
+        await self._employ(probe=None, adopted=False)
+
+    # ---- a mount that is there already
+
+    async def adopt(self, sock: socket.socket, *, renew: bool) -> None:
+        """Take over from a dead supervisor: its worker, found by its socket, goes on, and gives us the descriptor."""
+        channel = Channel(sock)
+        pid = channel.peer
+        child = Child(pid, os.pidfd_open(pid))
+        child.reported.set()  # it is no child of our zygote: nobody tells us how it died
+        self.worker = worker = WorkerHandle(child, channel)
+        self._nursery.start_soon(worker.attend)
+        about, (self.fd,) = await channel.call("descriptor")
+        start = msgspec.convert(about["start"], Start)
+        try:
+            self._check_adoptable(bool(about["supervised"]), start.config)
+        except OSError:
+            os.close(self.fd)
+            channel.close()
+            raise
+        await channel.call("adopt")
+        worker.ready.set()
+        worker.progressed = True
+        self.connection = start.connection
+        log.info("%s: worker %d goes on under this supervisor", self.config.session, pid)
+        if renew or start.config != self.config:
+            await self.renew()
+        self.phase = "serving"
+
+    def disown(self) -> None:
+        """What was to be adopted is gone; a new mount begins from nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd, self.worker = -1, None
+
+    def _check_adoptable(self, supervised: bool, was: MountConfig) -> None:
+        if supervised:
+            raise OSError(
+                errno.EBUSY,
+                "in use by another process; stop the other `mount-session`, or choose another --state",
+                str(self.config.directory),
+            )
+        if (was.mountpoint, was.read_only) != (self.config.mountpoint, self.config.read_only):
+            raise OSError(
+                errno.EBUSY,
+                f"the session is still mounted{' read-only' if was.read_only else ''} here, by a supervisor that died; "
+                "`up` it with that mountpoint, or unmount it",
+                os.fsdecode(was.mountpoint),
+            )
+
+    async def leave_alone(self) -> None:
+        """Look after it no more; its worker, or the zygote for it, keeps the mount alive."""
+        self._running.cancel()
+        await self._ran.wait()
+        if self.worker is not None:
+            self.worker.channel.close()
+
+    async def renew(self) -> None:
+        """Another worker, of this program's present code and configuration, with no request refused."""
+        assert self.worker is not None
+        await self.worker.retire()
+        await self._employ(probe=None, adopted=True)
 
     # ---- the end
 
@@ -268,7 +382,7 @@ class Mounted:
             "session": self.config.session,
             "mountpoint": os.fsdecode(self.config.mountpoint),
             "phase": self.phase,
-            "worker": self.worker.child.pid if self.worker else None,
+            "worker": self.worker.child.pid if self.worker and not self.worker.gone.is_set() else None,
             "restarts": self.restarts,
             "last_death": self.last_death,
         }

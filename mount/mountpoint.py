@@ -93,7 +93,7 @@ def mounted_on(path: Path) -> Entry | None:
 def resolve(path: str | os.PathLike[str]) -> Path:
     """The mountpoint's absolute path without links; its last component is not touched, for it may be a dead mount."""
     absolute = Path(os.path.abspath(path))
-    if absolute.is_symlink():
+    if os.path.islink(absolute):  # False, and no error, for a dead mount
         return Path(os.path.realpath(absolute))
     return Path(os.path.realpath(absolute.parent)) / absolute.name
 
@@ -121,8 +121,14 @@ def prepare(mountpoint: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "the mountpoint is not a directory; name a directory", str(mountpoint))
 
 
+def is_alive(mountpoint: Path) -> bool:
+    """Is there a mount of ours that answers? Waits for the answer, so for a worker that is just starting."""
+    entry = mounted_on(mountpoint)
+    return entry is not None and entry.fstype == FSTYPE and not _is_dead(mountpoint)
+
+
 def _is_dead(mountpoint: Path) -> bool:
-    """Has the mount lost its server? A live one of ours whose supervisor is gone is not dead: see `adoption`."""
+    """Has the mount lost its server? One whose supervisor alone is gone is not dead."""
     try:
         os.statvfs(mountpoint)
     except OSError as error:

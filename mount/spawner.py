@@ -20,13 +20,18 @@ import msgspec
 import trio
 
 from mount.channel import MAX_MESSAGE, BrokenChannel, pack_descriptors, pair, unpack_descriptors
-from mount.config import Start
+from mount.config import Order, Start
 from mount.title import ROOM
 from mount.zygote import Exited, Forked
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 
 _decoder: msgspec.msgpack.Decoder[Forked | Exited] = msgspec.msgpack.Decoder(Forked | Exited)
+
+
+def python_path() -> str:
+    """Where processes of ours find this project's modules, whatever the current directory is."""
+    return os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
 
 
 class Child:
@@ -76,12 +81,11 @@ class Spawner:
         if self._sock is not None:
             return
         ours, theirs = pair()
-        python_path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
         # start_new_session: a terminal's Ctrl-C is for the supervisor; -P: a module in the current directory is not
         # ours
         self.process = subprocess.Popen(  # noqa: ASYNC220 - its pipes are not waited for; a fork and exec takes 1 ms
             [sys.executable, "-P", "-m", "mount.zygote", str(theirs.fileno()), ROOM],
-            env={**os.environ, "PYTHONPATH": python_path},
+            env={**os.environ, "PYTHONPATH": python_path()},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),  # ours is for the one line and the receipt
@@ -99,7 +103,8 @@ class Spawner:
             await self.start()
             assert self._sock is not None
             try:
-                await self._sock.sendmsg([msgspec.msgpack.encode(start)], pack_descriptors((fuse_fd, control.fileno())))
+                order = msgspec.msgpack.encode(Order("fork", start))
+                await self._sock.sendmsg([order], pack_descriptors((fuse_fd, control.fileno())))
                 pid, pidfd = await self._forked.receive()
             except (BrokenPipeError, ConnectionResetError, trio.EndOfChannel) as error:
                 raise BrokenChannel("the zygote died; see the log") from error
@@ -107,6 +112,14 @@ class Spawner:
         if pid in self._early:
             self._report(pid, self._early.pop(pid))
         return child
+
+    async def keep(self, start: Start, fuse_fd: int) -> None:
+        """Have the zygote keep a mount alive that has no worker now; the next `fork` for the session ends that."""
+        async with self._asking:
+            await self.start()
+            assert self._sock is not None
+            order = msgspec.msgpack.encode(Order("keep", start))
+            await self._sock.sendmsg([order], pack_descriptors((fuse_fd,)))
 
     async def _read(self, sock: trio.socket.SocketType, forked: trio.MemorySendChannel[tuple[int, int]]) -> None:
         space = socket.CMSG_SPACE(array.array("i").itemsize)

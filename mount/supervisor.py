@@ -15,15 +15,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import socket
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import trio
 
+from mount import mountpoint, rendezvous, succession
+from mount.channel import BrokenChannel
 from mount.config import MountConfig, Receipt
 from mount.mounted import Mounted
-from mount.spawner import Spawner
+from mount.spawner import Spawner, python_path
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ class Supervisor:
         self._spawner = Spawner(nursery)
         self._mounts: dict[str, Mounted] = {}
         self.receipts: dict[str, Receipt] = {}  # of the sessions that were unmounted
+        self.is_successor = succession.is_successor()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -66,12 +70,24 @@ class Supervisor:
         mounted = Mounted(config, self._spawner, self._nursery)
         self._mounts[config.session] = mounted
         try:
-            await mounted.start()
+            await self._begin(mounted)
         except BaseException:
             del self._mounts[config.session]
             raise
         self._nursery.start_soon(self._keep, mounted)
         return mounted
+
+    async def _begin(self, mounted: Mounted) -> None:
+        """With the worker that a dead supervisor has left, or on a new mount."""
+        sock = await trio.to_thread.run_sync(_find_worker, mounted.config, abandon_on_cancel=True)
+        if sock is not None:
+            try:
+                await mounted.adopt(sock, renew=self.is_successor)
+                return
+            except BrokenChannel:
+                log.info("%s: its worker died as it was taken over", mounted.config.session)
+                mounted.disown()
+        await mounted.start()
 
     async def _keep(self, mounted: Mounted) -> None:
         await mounted.run()
@@ -86,5 +102,23 @@ class Supervisor:
         self._mounts.pop(session, None)
         return receipt
 
+    async def upgrade(self) -> None:
+        """Become the program that is installed now, with all mounts; returns only if that cannot be."""
+        if not await succession.can_succeed(python_path()):
+            return
+        log.info("upgrading: %d sessions", len(self._mounts))
+        for mounted in self._mounts.values():
+            await mounted.leave_alone()
+        await self._spawner.close()
+        succession.replace_process()
+
     def status(self) -> list[dict[str, Any]]:
         return [mounted.status() for mounted in self._mounts.values()]
+
+
+def _find_worker(config: MountConfig) -> socket.socket | None:
+    """A connection to the worker that serves the session now. One that is only just starting is waited for."""
+    sock = rendezvous.connect(config.directory)
+    if sock is None and mountpoint.is_alive(config.mountpoint_path):
+        sock = rendezvous.connect(config.directory)
+    return sock

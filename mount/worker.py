@@ -5,7 +5,8 @@ stop (everything synced), to retire (the session closed, nothing waited for: ano
 mount is gone. A supervisor talks to it over the channel it was started with; a later supervisor, when that one is
 dead, finds the socket `worker.sock` in the state directory. The worker outlives its supervisor and does not notice.
 
-Calls: `status`, `sync`, `ping`, `policy`, `probe`, `descriptor`, `stop`, `retire`. The zygote forks workers; nothing
+Calls: `status`, `sync`, `ping`, `policy`, `probe`, `descriptor`, `supervisor`, `stop`,
+`retire`. The zygote forks workers; nothing
 else imports this.
 """
 
@@ -28,6 +29,7 @@ from mount import identity, resend, title
 from mount.channel import Answer, BrokenChannel, Channel, last_words
 from mount.config import Receipt, Start
 from mount.device import Device
+from mount.handle import DUMP_SIGNAL, NUDGE_SIGNAL
 from mount.inflight import InFlight
 from mount.opening import opened
 from mount.operations import Operations
@@ -41,7 +43,6 @@ from vfs.session import Session
 
 log = logging.getLogger(__name__)
 
-DUMP_SIGNAL: Final = signal.SIGUSR2
 DRAIN_LIMIT: Final = 20.0  # seconds for requests in hand when the gate closes; those left are sent again or aborted
 MAX_TASKS: Final = 99
 
@@ -162,6 +163,8 @@ class Worker:
         if name == "descriptor":
             about = {"supervised": self.supervised, "pid": os.getpid(), "start": msgspec.to_builtins(self.start)}
             return Answer(about, (self.device.fd,))
+        if name == "supervisor":
+            return Answer(self.supervisor.peer if self.supervisor is not None and self.supervised else None)
         if name == "stop":
             await self._stop()
             return Answer(msgspec.to_builtins(self._receipt), then=self._done.set)
@@ -212,10 +215,15 @@ async def serve(start: Start, fuse_fd: int, control: socket.socket) -> None:
             await Worker(start, device, in_flight, session).run(channel)
 
 
+def _wake_up(number: int, frame: object) -> None:
+    """A read(2) of a request that was withdrawn ends with EINTR, and pyfuse3 waits for the next as it should."""
+
+
 def main(start: Start, fuse_fd: int, control: socket.socket) -> int:
     """The forked process's whole life; its exit status."""
     title.set_title(f"mount-session: worker {start.config.session}")
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
+    signal.signal(NUDGE_SIGNAL, _wake_up)
     telling = control.dup()
     try:
         identity.assume(start.config.run_as, start.config.environment)

@@ -21,7 +21,7 @@ import msgspec
 
 from mount import quietlog, title
 from mount.channel import MAX_DESCRIPTORS, MAX_MESSAGE, pack_descriptors, unpack_descriptors
-from mount.config import Start
+from mount.config import Order, Start
 
 
 class Forked(msgspec.Struct, tag="forked", frozen=True):
@@ -64,13 +64,21 @@ def _loop(supervisor: socket.socket) -> None:
     poll = select.poll()
     poll.register(supervisor, select.POLLIN)
     poll.register(read_end, select.POLLIN)
+    private = (supervisor.fileno(), read_end, write_end)
+    kept: dict[str, tuple[Start, int]] = {}
     while True:
         ready = {fd for fd, _ in poll.poll()}
         if read_end in ready:
             os.read(read_end, 512)
             _reap(supervisor)
-        if supervisor.fileno() in ready and not _serve_one(supervisor, (read_end, write_end)):
-            return
+        if supervisor.fileno() in ready and not _obey(supervisor, private, kept):
+            break
+    for start, fuse_fd in kept.values():  # their mounts would die with us
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.close()
+        others = tuple(fd for _, fd in kept.values() if fd != fuse_fd)
+        _fork(start, fuse_fd, theirs.fileno(), private + others)
+        theirs.close()
 
 
 def _reap(supervisor: socket.socket) -> None:
@@ -84,28 +92,43 @@ def _reap(supervisor: socket.socket) -> None:
         supervisor.send(msgspec.msgpack.encode(Exited(pid, os.waitstatus_to_exitcode(status))))
 
 
-def _serve_one(supervisor: socket.socket, private: tuple[int, int]) -> bool:
-    """Fork one worker; False when the supervisor is gone."""
+def _obey(supervisor: socket.socket, private: tuple[int, ...], kept: dict[str, tuple[Start, int]]) -> bool:
+    """Do one thing that we are told; False when the supervisor is gone."""
     space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
-    encoded, ancillary, _, _ = supervisor.recvmsg(MAX_MESSAGE, space)
+    try:
+        encoded, ancillary, _, _ = supervisor.recvmsg(MAX_MESSAGE, space)
+    except ConnectionResetError:
+        return False
     if not encoded:
         return False
-    fuse_fd, control_fd = unpack_descriptors(ancillary)
-    start = msgspec.msgpack.decode(encoded, type=Start)
+    descriptors = unpack_descriptors(ancillary)
+    order = msgspec.msgpack.decode(encoded, type=Order)
+    start = order.start
+    _, before = kept.pop(start.config.session, (None, -1))
+    if before >= 0:
+        os.close(before)
+    if order.what == "keep":
+        kept[start.config.session] = (start, descriptors[0])
+    elif order.what == "fork":
+        fuse_fd, control_fd = descriptors
+        pid = _fork(start, fuse_fd, control_fd, private + tuple(fd for _, fd in kept.values()))
+        os.close(fuse_fd)
+        os.close(control_fd)
+        pidfd = os.pidfd_open(pid)  # nobody else reaps, so this is that process, dead or alive
+        supervisor.sendmsg([msgspec.msgpack.encode(Forked(pid))], pack_descriptors((pidfd,)))
+        os.close(pidfd)
+    return True
+
+
+def _fork(start: Start, fuse_fd: int, control_fd: int, private: tuple[int, ...]) -> int:
     pid = os.fork()
     if pid == 0:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        supervisor.close()
         for fd in private:
             os.close(fd)
         _become_worker(start, fuse_fd, control_fd)
-    os.close(fuse_fd)
-    os.close(control_fd)
-    pidfd = os.pidfd_open(pid)  # nobody else reaps, so this is that process, dead or alive
-    supervisor.sendmsg([msgspec.msgpack.encode(Forked(pid))], pack_descriptors((pidfd,)))
-    os.close(pidfd)
-    return True
+    return pid
 
 
 def _become_worker(start: Start, fuse_fd: int, control_fd: int) -> None:

@@ -92,7 +92,10 @@ def command(
 
     To end it, send SIGTERM or press Ctrl-C: it is unmounted, everything is written back, and the receipt is printed as
     one line of JSON (session, files, bytes, pending). The exit status is 0 if nothing is pending. Killed in any
-    other way, nothing that a program was told is written gets lost: `up` it again.
+    other way, nothing that a program was told is written gets lost: `up` it again. If only this process was killed, the
+    mount goes on without it, and the next `up` takes it over.
+
+    SIGHUP makes it the program that is installed now, with no request refused (see also `mount-session upgrade`).
 
     \b
     Example:
@@ -136,16 +139,20 @@ def _scope(text: str | None) -> Any:
 
 async def _up(config: MountConfig) -> Receipt | None:
     """Mounted until a signal comes, or until someone else unmounts it; None if a signal came before it was mounted."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with Supervisor.run() as supervisor, trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(_obey, signals, supervisor, nursery.cancel_scope)
             mounted = await supervisor.mount(config)
-            click.echo(f"{config.session} is mounted on {os.fsdecode(config.mountpoint)}")
+            if not supervisor.is_successor:
+                click.echo(f"{config.session} is mounted on {os.fsdecode(config.mountpoint)}")
             await mounted.gone.wait()
             nursery.cancel_scope.cancel()
         return supervisor.receipts.get(config.session)
 
 
-async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await anext(signals)
+async def _obey(signals: AsyncIterator[int], supervisor: Supervisor, scope: trio.CancelScope) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            break
+        await supervisor.upgrade()
     scope.cancel()

@@ -79,6 +79,7 @@ def test_a_dead_mount_of_ours_is_taken_away_first(directory: Path) -> None:
     os.close(attached.fd)
     with pytest.raises(OSError, match="not connected"):
         os.statvfs(directory)
+    assert mountpoint.resolve(directory) == directory
     mountpoint.prepare(directory)
     assert mountpoint.mounted_on(directory) is None
 

@@ -58,7 +58,10 @@ def test_marked_requests_are_recalled_and_forgets_among_them_are_kept() -> None:
         kernel.send(sent(6, resend.MKDIR, 5, bytes(8) + b"new\0"))
         kernel.send(sent(8, resend.MKDIR, 5, bytes(8) + b"later\0"))
         found = recall(ours.fileno())
-        assert [(request.unique, request.opcode) for request in found.requests] == [(2, resend.UNLINK), (4, resend.RMDIR)]
+        assert [(request.unique, request.opcode) for request in found.requests] == [
+            (2, resend.UNLINK),
+            (4, resend.RMDIR),
+        ]
         assert found.forgotten == [(8, 3), (9, 1), (10, 2)]
         assert ours.recv(4096)[HEADER.size + 8 :] == b"later\0"  # behind the first that is new, nothing was read
         notification = OUT_HEADER.pack(16, 7, 0)

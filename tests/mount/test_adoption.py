@@ -1,0 +1,162 @@
+"""A mount outlives its supervisor: workers go on, a new supervisor takes them over, and an upgrade refuses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.mount.killing import DEADLINE, kill_worker, other_worker, worker_of
+from tests.mounted import COMMAND, Mounted
+
+Mount = Callable[..., Mounted]
+
+
+def kill_supervisor(session: Mounted) -> None:
+    session.process.send_signal(signal.SIGKILL)
+    session.process.wait(DEADLINE)
+
+
+def refused(*arguments: str | Path) -> str:
+    done = subprocess.run([str(COMMAND), "up", *map(str, arguments)], capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 1, done.stdout
+    return done.stderr
+
+
+class Appending:
+    """Appends numbered lines from a thread until it is stopped, and keeps the longest time that one took."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = 0
+        self.longest = 0.0
+        self._path = path
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            while not self._enough.is_set():
+                began = time.perf_counter()
+                file.write(b"%d\n" % self.number)
+                self.longest = max(self.longest, time.perf_counter() - began)
+                self.number += 1
+
+    def __enter__(self) -> Appending:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._enough.set()
+        self._thread.join()
+
+    def complete(self) -> bool:
+        return self._path.read_bytes() == b"".join(b"%d\n" % n for n in range(self.number))
+
+
+def test_a_session_goes_on_without_its_supervisor_and_the_next_up_takes_it_over(mounted: Mount) -> None:
+    first = mounted("work")
+    with Appending(first.path / "lines") as client:
+        kill_supervisor(first)
+        worker = worker_of("work")
+        (first.path / "while orphaned").write_bytes(b"served")
+        second = mounted("work")
+        assert second.line == f"work is mounted on {second.path}"
+        assert worker_of("work") == worker
+    assert client.complete()
+    assert (second.path / "while orphaned").read_bytes() == b"served"
+    other_worker("work", kill_worker("work"))  # it is looked after again
+    assert (second.path / "while orphaned").read_bytes() == b"served"
+    assert second.stop()["files"] == 2
+
+
+def test_a_session_whose_supervisor_lives_is_not_taken_over(mounted: Mount, tmp_path: Path) -> None:
+    session = mounted("work")
+    assert "in use by another process" in refused("--state", session.state, "work", session.path)
+    assert session.stop()["pending"] == 0
+
+
+def test_an_orphan_is_taken_over_on_its_own_mountpoint_only(mounted: Mount, tmp_path: Path) -> None:
+    session = mounted("work")
+    kill_supervisor(session)
+    (tmp_path / "elsewhere").mkdir()
+    said = refused("--state", session.state, "work", tmp_path / "elsewhere")
+    assert str(session.path) in said
+    assert "unmount it" in said
+    assert mounted("work").stop()["pending"] == 0
+
+
+def test_an_orphan_taken_over_with_other_options_obeys_them(mounted: Mount) -> None:
+    first = mounted("work")
+    (first.path / "file").touch()
+    assert (first.path / "file").stat().st_uid == os.getuid()
+    kill_supervisor(first)
+    second = mounted("work", "--uid", "4711")
+    worker = worker_of("work")
+    assert worker is not None
+    os.listdir(second.path)
+    assert second.stop()["files"] == 1
+    assert mounted("work", "--uid", "4711").path.joinpath("file").stat().st_uid == 4711
+
+
+def test_after_the_death_of_everything_a_session_is_mounted_anew(mounted: Mount) -> None:
+    first = mounted("work")
+    (first.path / "file").write_bytes(b"kept")
+    kill_supervisor(first)
+    kill_worker("work")
+    second = Mounted.up("work", first.path, first.state, (), first.log)  # the directory itself cannot be looked at now
+    try:
+        assert (second.path / "file").read_bytes() == b"kept"
+        assert second.stop()["files"] == 1
+    finally:
+        second.clean_up()
+
+
+def test_sighup_replaces_supervisor_and_worker_and_no_request_fails(mounted: Mount) -> None:
+    session = mounted("work")
+    zygotes = session.processes()[1]
+    with Appending(session.path / "lines") as client:
+        for _ in range(2):
+            before = other_worker("work", None)
+            session.process.send_signal(signal.SIGHUP)
+            assert other_worker("work", before) != before
+            at_least = client.number + 10
+            end = time.monotonic() + DEADLINE
+            while client.number < at_least:
+                assert time.monotonic() < end, session.log.read_text()
+    assert client.complete()
+    print(f"longest write over two upgrades: {client.longest:.3f} s")
+    assert session.process.poll() is None
+    assert zygotes not in session.processes()
+    receipt = session.stop()
+    assert receipt["files"] == 1
+    log = session.log.read_text()
+    assert log.count("upgrading: 1 sessions") == 2
+    assert "died" not in log
+    assert "Traceback" not in log
+
+
+def test_the_command_upgrade_asks_the_supervisor_of_a_session(mounted: Mount) -> None:
+    session = mounted("work")
+    before = other_worker("work", None)
+    done = subprocess.run(
+        [str(COMMAND), "upgrade", "work", "--state", str(session.state)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.stdout == f"process {session.process.pid} upgrades itself\n", done.stderr
+    assert other_worker("work", before) != before
+    os.listdir(session.path)
+    session.stop()
+    again = subprocess.run(
+        [str(COMMAND), "upgrade", "work", "--state", str(session.state)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert again.returncode == 1
+    assert "not mounted" in again.stderr
