@@ -13,6 +13,8 @@ import fcntl
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from mount.listener import Listener
 from mount.metrics import metrics_application
 from mount.notify import notify, watchdog_seconds
 from mount.settings import Settings
+from mount.spawner import PROJECT
 from mount.supervisor import Supervisor
 from mount.webhooks import Webhooks
 
@@ -115,6 +118,23 @@ def prepare(settings: Settings) -> None:
     if settings.root_path.resolve() == settings.state_path.resolve():
         raise ValueError(f"root and state are the same directory, {settings.root}; choose two")
     Path(settings.own / "registry").mkdir(mode=0o700, exist_ok=True)
+    if settings.workers.uids is not None:
+        _check_interpreter(settings.workers.uids[0])
+
+
+def _check_interpreter(uid: int) -> None:
+    """Workers are forked, but the journal's compaction and what a storage imports late need our files as that user."""
+    command = [sys.executable, "-P", "-c", "import vfs.image"]
+    environment = {"PYTHONPATH": str(PROJECT)}
+    try:
+        subprocess.run(command, user=uid, group=uid, extra_groups=[], env=environment, check=True, timeout=60)
+    except (PermissionError, subprocess.CalledProcessError):
+        log.warning(
+            "user %d cannot run %s and import from %s: journals will only grow; install both where all may read them",
+            uid,
+            sys.executable,
+            PROJECT,
+        )
 
 
 @contextlib.contextmanager

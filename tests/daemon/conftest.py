@@ -28,3 +28,23 @@ def serving(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
     finally:
         for one in running:
             one.clean_up()
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    one = Serving.start(tmp_path_factory.mktemp("daemon"), {})
+    try:
+        yield one
+        one.stop()
+    finally:
+        one.clean_up()
+
+
+@pytest.fixture
+def daemon(shared_daemon: Serving) -> Iterator[Serving]:
+    """A daemon without sessions, which the tests of a module share one after another."""
+    yield shared_daemon
+    with shared_daemon.client() as client:
+        for status in client.list():
+            client.remove(status.session, purge=True, force=True)
+    assert shared_daemon.mounts() == []

@@ -6,14 +6,11 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.serving import Serving
-
-Serve = Callable[..., Serving]
 
 
 def tree(root: Path) -> dict[str, tuple[object, ...]]:
@@ -69,8 +66,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
     return made
 
 
-def test_an_export_imported_elsewhere_is_the_same_tree(serving: Serve) -> None:
-    daemon = serving()
+def test_an_export_imported_elsewhere_is_the_same_tree(daemon: Serving) -> None:
     daemon.run("new", "a")
     daemon.run("new", "b")
     fill(daemon.root / "a")
@@ -93,12 +89,11 @@ def test_an_export_imported_elsewhere_is_the_same_tree(serving: Serve) -> None:
     ids=["dots", "absolute", "symlink", "relative symlink", "hard link"],
 )
 def test_nothing_is_written_or_linked_outside_the_session(
-    members: list[tuple[tarfile.TarInfo, bytes]], serving: Serve, tmp_path: Path
+    members: list[tuple[tarfile.TarInfo, bytes]], daemon: Serving, tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_text("hush")
-    daemon = serving()
     daemon.run("new", "a")
     for one, _ in members:
         one.linkname = one.linkname.replace("OUTSIDE", str(outside))
@@ -117,10 +112,9 @@ def test_nothing_is_written_or_linked_outside_the_session(
     assert os.listdir(outside) == ["secret"]
 
 
-def test_a_link_that_a_program_put_there_leads_an_import_nowhere_else(serving: Serve, tmp_path: Path) -> None:
+def test_a_link_that_a_program_put_there_leads_an_import_nowhere_else(daemon: Serving, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    daemon = serving()
     daemon.run("new", "a")
     (daemon.root / "a/dir").symlink_to(outside)
     with daemon.client() as client:
@@ -131,8 +125,7 @@ def test_a_link_that_a_program_put_there_leads_an_import_nowhere_else(serving: S
     assert list(outside.iterdir()) == []
 
 
-def test_device_nodes_and_what_is_no_archive_are_refused(serving: Serve) -> None:
-    daemon = serving()
+def test_device_nodes_and_what_is_no_archive_are_refused(daemon: Serving) -> None:
     daemon.run("new", "a")
     device = member("device", tarfile.CHRTYPE)
     assert b"device" in daemon.run("import", "a", stdin=archive((device, b"")), status=1).stderr
@@ -140,15 +133,13 @@ def test_device_nodes_and_what_is_no_archive_are_refused(serving: Serve) -> None
     assert list((daemon.root / "a").iterdir()) == []
 
 
-def test_an_import_beyond_the_quota_says_so(serving: Serve) -> None:
-    daemon = serving()
+def test_an_import_beyond_the_quota_says_so(daemon: Serving) -> None:
     daemon.run("new", "a", "--quota-bytes", "100000")
     daemon.run("import", "a", stdin=archive((member("big"), b"x" * 200_000)), status=7)
     assert (daemon.root / "a/big").stat().st_size <= 100_000
 
 
-def test_a_compressed_archive_is_understood(serving: Serve) -> None:
-    daemon = serving()
+def test_a_compressed_archive_is_understood(daemon: Serving) -> None:
     daemon.run("new", "a")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz") as tar:
@@ -159,7 +150,6 @@ def test_a_compressed_archive_is_understood(serving: Serve) -> None:
     assert (daemon.root / "a/file").read_text() == "abc"
 
 
-def test_an_export_of_a_session_that_is_not_mounted_is_a_status_not_half_an_archive(serving: Serve) -> None:
-    daemon = serving()
+def test_an_export_of_a_session_that_is_not_mounted_is_a_status_not_half_an_archive(daemon: Serving) -> None:
     daemon.run("new", "a", "--no-mount")
     assert daemon.run("export", "a", status=4).stdout == b""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.daemon.serving import Serving
-
-Serve = Callable[..., Serving]
 
 
 def stored(directory: Path) -> set[str]:
     return {path.name for path in directory.rglob("*") if path.is_file() and ".mount-session" not in path.parts}
 
 
-def test_rm_keeps_the_storage_and_purge_empties_it_of_this_session_alone(serving: Serve, tmp_path: Path) -> None:
-    daemon, store = serving(), tmp_path / "store"
+def test_rm_keeps_the_storage_and_purge_empties_it_of_this_session_alone(daemon: Serving, tmp_path: Path) -> None:
+    store = tmp_path / "store"
     store.mkdir()
     for name in ("a", "b"):
         daemon.run("new", name, "--storage", f"file://{store}")
@@ -29,8 +26,8 @@ def test_rm_keeps_the_storage_and_purge_empties_it_of_this_session_alone(serving
     assert (daemon.root / "b/b.txt").read_text() == "b"
 
 
-def test_what_cannot_be_purged_is_said_and_the_session_stays_on_the_list(serving: Serve, tmp_path: Path) -> None:
-    daemon, store = serving(), tmp_path / "store"
+def test_what_cannot_be_purged_is_said_and_the_session_stays_on_the_list(daemon: Serving, tmp_path: Path) -> None:
+    store = tmp_path / "store"
     store.mkdir()
     daemon.run("new", "a", "--storage", f"file://{store}")
     (daemon.root / "a/file").write_text("1")

@@ -18,8 +18,7 @@ from tests.daemon.serving import Serving, until
 Serve = Callable[..., Serving]
 
 
-def test_a_sessions_whole_life_by_command(serving: Serve) -> None:
-    daemon = serving()
+def test_a_sessions_whole_life_by_command(daemon: Serving) -> None:
     made = daemon.json("new", "desk", "--label", "team=a")
     assert (made["session"], made["state"], made["mountpoint"]) == ("desk", "mounted", str(daemon.root / "desk"))
     (daemon.root / "desk/file").write_text("content")
@@ -53,8 +52,7 @@ def test_exit_statuses_tell_scripts_what_happened(serving: Serve, tmp_path: Path
     daemon.run("ls", status=3)
 
 
-def test_generated_ids_and_ids_that_begin_with_a_dash(serving: Serve) -> None:
-    daemon = serving()
+def test_generated_ids_and_ids_that_begin_with_a_dash(daemon: Serving) -> None:
     generated = daemon.run("new").stdout.decode().strip()
     assert len(generated) == 16
     assert daemon.run("new", "-dashed-").stdout == b"-dashed-\n"
@@ -124,8 +122,7 @@ def test_a_policy_change_takes_effect_without_a_remount(serving: Serve) -> None:
     daemon.run("policy", "a", "--quota-bytes=-1", status=1)
 
 
-def test_a_policy_survives_the_death_of_the_worker(serving: Serve) -> None:
-    daemon = serving()
+def test_a_policy_survives_the_death_of_the_worker(daemon: Serving) -> None:
     daemon.run("new", "a")
     daemon.run("policy", "a", "--quota-inodes", "1")
     (daemon.root / "a/one").write_text("1")
@@ -134,8 +131,7 @@ def test_a_policy_survives_the_death_of_the_worker(serving: Serve) -> None:
         (daemon.root / "a/two").write_text("2")
 
 
-def test_umount_by_hand_is_a_stop_whose_receipt_is_in_the_status(serving: Serve) -> None:
-    daemon = serving()
+def test_umount_by_hand_is_a_stop_whose_receipt_is_in_the_status(daemon: Serving) -> None:
     daemon.run("new", "a")
     (daemon.root / "a/f").write_text("1")
     subprocess.run(["umount", str(daemon.root / "a")], check=True)
@@ -145,8 +141,7 @@ def test_umount_by_hand_is_a_stop_whose_receipt_is_in_the_status(serving: Serve)
     assert (daemon.root / "a/f").read_text() == "1"
 
 
-def test_a_second_daemon_on_the_same_state_is_refused(serving: Serve) -> None:
-    daemon = serving()
+def test_a_second_daemon_on_the_same_state_is_refused(daemon: Serving) -> None:
     done = subprocess.run(
         [*("python", "-m", "mount.cli", "serve"), "--root", str(daemon.root), "--state", str(daemon.state)],
         capture_output=True,
@@ -157,8 +152,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(serving: Serve) -> None:
     daemon.run("new", "still-works")
 
 
-def test_a_template_is_copied_in_or_nothing_is_made(serving: Serve, tmp_path: Path) -> None:
-    daemon = serving()
+def test_a_template_is_copied_in_or_nothing_is_made(daemon: Serving, tmp_path: Path) -> None:
     template = tmp_path / "template"
     (template / "dir/empty").mkdir(parents=True)
     (template / "dir/file").write_text("from the template")
@@ -170,16 +164,14 @@ def test_a_template_is_copied_in_or_nothing_is_made(serving: Serve, tmp_path: Pa
     assert daemon.run("ls", "-q").stdout == b"a\n" and not (daemon.state / "b").exists()
 
 
-def test_new_leaves_nothing_behind_when_it_fails(serving: Serve) -> None:
-    daemon = serving()
+def test_new_leaves_nothing_behind_when_it_fails(daemon: Serving) -> None:
     daemon.run("new", "a", "--storage", "nonsense://x", status=1)
     assert daemon.run("ls", "-q").stdout == b""
     assert not (daemon.state / "a").exists() and not (daemon.root / "a").exists()
     daemon.run("new", "a")
 
 
-def test_requests_for_different_sessions_do_not_wait_for_each_other(serving: Serve) -> None:
-    daemon = serving()
+def test_requests_for_different_sessions_do_not_wait_for_each_other(daemon: Serving) -> None:
     daemon.run("new", "a")
     daemon.run("new", "b")
     os.kill(daemon.worker("a"), signal.SIGSTOP)
@@ -192,8 +184,7 @@ def test_requests_for_different_sessions_do_not_wait_for_each_other(serving: Ser
         os.kill(daemon.worker("a"), signal.SIGCONT)
 
 
-def test_the_api_tells_itself(serving: Serve) -> None:
-    daemon = serving()
+def test_the_api_tells_itself(daemon: Serving) -> None:
     with daemon.client() as client:
         document = client.openapi()
         assert document["openapi"].startswith("3.1")
