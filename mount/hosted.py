@@ -89,6 +89,7 @@ class Hosted:
                         return (await worker.channel.call(what, arguments))[0]
                     except BrokenChannel:
                         log.info("%s: the worker died when it was asked to %s; the next is asked", self.session, what)
+                self.mounted.wake()
                 await trio.sleep(0.05)
         raise TimeoutError(f"session {self.session!r}: no answer to {what} within {seconds:g} s")
 

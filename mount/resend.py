@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from mount.handshake import HEADER, OUT_HEADER, READ_BUFFER
@@ -53,8 +54,11 @@ def ask(fd: int) -> bool:
     return True
 
 
-def recall(fd: int) -> Unanswered:
-    """All that is unanswered on this connection; it is in the kernel's queue again, and nothing else is lost."""
+def recall(fd: int, refuse: Callable[[list[Request]], list[Request]]) -> Unanswered:
+    """All that is unanswered on this connection; it is in the kernel's queue again, and nothing else is lost.
+
+    `refuse` is given the requests and answers those among them that it returns; they do not come again.
+    """
     found = Unanswered([], [])
     if not ask(fd):
         return found
@@ -65,6 +69,8 @@ def recall(fd: int) -> Unanswered:
             pass
     finally:
         os.set_blocking(fd, True)
+    for request in refuse(found.requests):
+        found.requests.remove(request)
     failpoints.reach("takeover.recalled")
     ask(fd)
     return found

@@ -82,7 +82,8 @@ class Supervisor:
         sock = await trio.to_thread.run_sync(_find_worker, mounted.config, abandon_on_cancel=True)
         if sock is not None:
             try:
-                await mounted.adopt(sock, renew=self.is_successor)
+                with trio.CancelScope(shield=True):  # half adopted, it could not be unmounted as it should be
+                    await mounted.adopt(sock, renew=self.is_successor)
                 return
             except BrokenChannel:
                 log.info("%s: its worker died as it was taken over", mounted.config.session)

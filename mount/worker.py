@@ -36,6 +36,7 @@ from mount.operations import Operations
 from mount.probe import Probe
 from mount.rendezvous import Rendezvous
 from mount.repeated import Repeated
+from mount.suspicion import Suspicion, refuse
 from vfs import failpoints
 from vfs.policy import Policy
 from vfs.replay import match
@@ -48,11 +49,14 @@ MAX_TASKS: Final = 99
 
 
 class Worker:
-    def __init__(self, start: Start, device: Device, in_flight: InFlight, session: Session) -> None:
+    def __init__(
+        self, start: Start, device: Device, in_flight: InFlight, suspicion: Suspicion, session: Session
+    ) -> None:
         self.config = start.config
         self.start = start
         self.device = device
         self.in_flight = in_flight
+        self.suspicion = suspicion
         self.session = session
         self.began = time.time()
         self.supervisor: Channel | None = None
@@ -66,27 +70,26 @@ class Worker:
         """Serve until stopped, retired, or unmounted from outside."""
         self.supervisor = supervisor
         self.operations = operations = Operations(self.session)
-        repeated = self._take_over(operations) if self.start.adopted else None
-        self.in_flight.follow(self.session)
-        if self.start.probe is not None:
-            Probe(operations, self.start.probe, self.session.directory)
-        self.device.connect(operations)
         with Rendezvous(self.config.directory) as rendezvous:
             async with trio.open_nursery() as nursery:
+                if self.start.adopted:
+                    self._take_over(operations, nursery)
+                self.in_flight.follow(self.session)
+                if self.start.probe is not None:
+                    Probe(operations, self.start.probe, self.session.directory)
+                self.device.connect(operations)
                 nursery.start_soon(supervisor.serve, self.handle)
                 nursery.start_soon(rendezvous.listen, self.handle, self._new_supervisor)
                 nursery.start_soon(self._announce)
-                if repeated is not None:
-                    nursery.start_soon(repeated.leave_in_time)
                 await self._serve()
                 if not self.device.closed:
                     nursery.start_soon(self._unmounted)
                 await self._done.wait()
                 nursery.cancel_scope.cancel()
 
-    def _take_over(self, operations: Operations) -> Repeated | None:
+    def _take_over(self, operations: Operations, nursery: trio.Nursery) -> None:
         """Have what the worker before left unanswered sent again; what it had carried out is not done twice."""
-        unanswered = resend.recall(self.device.fd)
+        unanswered = resend.recall(self.device.fd, self._refuse)
         self.session.forget(unanswered.forgotten)
         described = [known for request in unanswered.requests if (known := resend.describe(request)) is not None]
         done = match(described, self.in_flight.left_over(self.session.directory))
@@ -98,7 +101,16 @@ class Worker:
         )
         failpoints.reach("takeover.matched")
         self.in_flight.keep_only({slot for slots in done.values() for slot in slots})
-        return Repeated(operations, self.in_flight, done) if done else None
+        if done:
+            nursery.start_soon(Repeated(operations, self.in_flight, done).leave_in_time)
+        if unanswered.requests:
+            self.suspicion.watch(operations, len(unanswered.requests))
+
+    def _refuse(self, unanswered: list[resend.Request]) -> list[resend.Request]:
+        convicted = self.suspicion.convict(unanswered)
+        for request in convicted:
+            refuse(self.device.fd, request, self.session.id)
+        return convicted
 
     async def _announce(self) -> None:
         await self.device.connected.wait()
@@ -210,9 +222,12 @@ class Worker:
 async def serve(start: Start, fuse_fd: int, control: socket.socket) -> None:
     channel = Channel(control)
     async with opened(start.config, adopted=start.adopted) as session:
-        with contextlib.closing(InFlight(session.directory, start.adopted)) as in_flight:
+        with (
+            contextlib.closing(InFlight(session.directory, start.adopted)) as in_flight,
+            contextlib.closing(Suspicion(session.directory, start.adopted)) as suspicion,
+        ):
             device = Device(fuse_fd, start.connection.agreement, in_flight.answered)
-            await Worker(start, device, in_flight, session).run(channel)
+            await Worker(start, device, in_flight, suspicion, session).run(channel)
 
 
 def _wake_up(number: int, frame: object) -> None:

@@ -72,6 +72,20 @@ def _known_first(args: list[str], known: set[str], valued: set[str]) -> list[str
     "--callbacks", help="In place of a storage: MODULE:NAME of an object with callbacks, or the http URL of one."
 )
 @click.option("--scope", metavar="JSON", help="The first argument of the callbacks.")
+@click.option(
+    "--idle-after",
+    type=click.FloatRange(0),
+    default=300.0,
+    show_default=True,
+    help="Seconds without a request after which a local session's worker ends, until the next request; 0: never.",
+)
+@click.option(
+    "--hang-limit",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds without a sign of life after which a worker is replaced; where it hung is in the log.",
+)
 @policy_flags
 def command(
     session: str,
@@ -80,6 +94,8 @@ def command(
     storage: str,
     callbacks: str | None,
     scope: str | None,
+    idle_after: float,
+    hang_limit: float,
     **flags: Any,
 ) -> None:
     """Mount SESSION on the directory MOUNTPOINT, and stay in the foreground.
@@ -114,6 +130,8 @@ def command(
         storage=storage,
         callbacks=callbacks,
         scope=_scope(scope),
+        idle_after=idle_after,
+        hang_limit=hang_limit,
     )
     try:
         receipt = trio.run(_up, config)

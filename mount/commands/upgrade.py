@@ -11,6 +11,7 @@ import trio
 
 from mount import rendezvous
 from mount.channel import Answer, Channel
+from mount.commands.up import DashedIds
 from mount.settings import default_state
 
 
@@ -30,7 +31,7 @@ async def _refuse(name: str, arguments: dict[str, object], descriptors: list[int
     raise ValueError(f"this command answers nothing, so not {name!r}")
 
 
-@click.command()
+@click.command(cls=DashedIds)
 @click.argument("session")
 @click.option(
     "--state",

@@ -115,6 +115,40 @@ def test_after_the_death_of_everything_a_session_is_mounted_anew(mounted: Mount)
         second.clean_up()
 
 
+def asleep(session: Mounted) -> bool:
+    end = time.monotonic() + DEADLINE
+    while worker_of(session.session) is not None:
+        if time.monotonic() > end:
+            return False
+        threading.Event().wait(0.01)
+    return True
+
+
+def test_an_idle_session_outlives_even_its_supervisor(mounted: Mount) -> None:
+    session = mounted("work", "--idle-after", "0.3", "--hang-limit", "0.2")
+    (session.path / "file").write_bytes(b"kept")
+    with (session.path / "file").open("rb") as held:
+        assert asleep(session)
+        kill_supervisor(session)
+        assert held.read() == b"kept"
+        assert other_worker("work", None)
+        again = mounted("work")
+        assert os.pread(held.fileno(), 4, 0) == b"kept"
+    assert again.stop()["files"] == 1
+
+
+def test_an_idle_session_is_upgraded(mounted: Mount) -> None:
+    session = mounted("work", "--idle-after", "0.3", "--hang-limit", "0.2")
+    (session.path / "file").write_bytes(b"kept")
+    assert asleep(session)
+    session.process.send_signal(signal.SIGHUP)
+    other_worker("work", None)
+    assert (session.path / "file").read_bytes() == b"kept"
+    assert asleep(session)
+    assert session.stop()["files"] == 1
+    assert session.log.read_text().count("upgrading: 1 sessions") == 1
+
+
 def test_sighup_replaces_supervisor_and_worker_and_no_request_fails(mounted: Mount) -> None:
     session = mounted("work")
     zygotes = session.processes()[1]

@@ -242,6 +242,26 @@ def test_a_request_that_was_carried_out_is_not_done_again_by_the_successor_of_a_
     session.stop()
 
 
+def test_a_request_that_kills_three_workers_is_answered_eio_and_the_session_goes_on(
+    mounted: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker dies of the first record that it is about to write."""
+    first = mounted("work")
+    furnish(first.path)
+    first.stop()
+    monkeypatch.setenv("MOUNT_SESSION_FAILPOINT", "journal.before-record")
+    session = mounted("work")
+    innocent = threading.Thread(target=lambda: [os.listdir(session.path) for _ in range(3)])
+    innocent.start()
+    refuses(errno.EIO, lambda: os.mkdir(session.path / "poison"))
+    innocent.join()
+    assert (session.path / "file").read_bytes() == b"file"
+    log = session.log.read_text()
+    assert log.count("was killed by signal 9; the next in") == 3
+    assert "has killed three workers; it is answered EIO" in log
+    session.stop()
+
+
 def test_what_programs_hold_goes_on(mounted: Mount) -> None:
     session = mounted("work")
     at = session.path
