@@ -76,8 +76,11 @@ class Hydration:
                     known.remove()
         elif isinstance(record, Adopt):
             self.unsized.update(row[2] for row in record.rows if row[6] == UNKNOWN_SIZE)
-        elif isinstance(record, Renewed) and record.size != UNKNOWN_SIZE:
-            self.unsized.discard(record.ino)
+        elif isinstance(record, Renewed):
+            if record.size == UNKNOWN_SIZE:
+                self.unsized.add(record.ino)
+            else:
+                self.unsized.discard(record.ino)
 
     def written(self, inode: Inode) -> None:
         pass

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import trio
@@ -22,6 +22,7 @@ from vfs.cache import Cache
 from vfs.content import Content
 from vfs.errors import error
 from vfs.fileref import FileRef
+from vfs.guarded import Guarded
 from vfs.hydrate import Hydration
 from vfs.inode import Inode
 from vfs.journal import Journal
@@ -30,10 +31,10 @@ from vfs.options import Options
 from vfs.policy import Policy
 from vfs.receipt import Pending, Receipt, StoredFile
 from vfs.records import Record, Unlink
+from vfs.refresh import Refresh, Refreshed
 from vfs.remote import Entry
-from vfs.routes import Place, Routes
+from vfs.routes import Route, Routes
 from vfs.rules import Changes
-from vfs.session import Session
 from vfs.state import State
 from vfs.tree import Caller
 from vfs.writeback import WriteBack
@@ -43,7 +44,7 @@ __all__ = ["PersistedSession"]
 log = logging.getLogger(__name__)
 
 
-class PersistedSession(Session):
+class PersistedSession(Guarded):
     def __init__(
         self,
         session_id: str,
@@ -57,15 +58,14 @@ class PersistedSession(Session):
         routes: Routes,
         options: Options,
     ) -> None:
-        super().__init__(session_id, state, content, namespace, journal, policy, adopted=adopted)
-        self.routes = routes
+        super().__init__(session_id, state, content, namespace, journal, policy, adopted=adopted, routes=routes)
         self.options = options
         self.hydration = Hydration(self, powered_off=state.powered_off)
         self.writeback = WriteBack(self, options)
         self.cache = Cache(self)
-        self.observers += [self.writeback, self.hydration, self.cache]
+        self.listing = Refresh(self)
+        self.observers += [self.writeback, self.hydration, self.cache, self.listing]
         self.foreign = False  # what is being committed was done by someone else, in the persistence
-        self.invalidate: Callable[[list[tuple[int, bytes]], list[int]], None] = lambda names, inos: None
         self._frozen: dict[int, trio.Event] = {}
         self._stored: dict[bytes, StoredFile] = {}
         self._closed = False
@@ -73,8 +73,11 @@ class PersistedSession(Session):
     async def _start(self) -> None:
         self.hydration.begin()
         self.cache.begin()
+        await self.listing.begin()
         self.writeback.note_all()
         self._nursery.start_soon(self.writeback.run)
+        if self.options.refresh_interval is not None:
+            self._nursery.start_soon(self.listing.run, self.options.refresh_interval)
 
     async def _stop(self) -> None:
         if not self._closed:
@@ -83,6 +86,16 @@ class PersistedSession(Session):
     def spawn(self, task: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """Run beside the requests, until the session ends."""
         self._nursery.start_soon(task, *arguments)
+
+    async def refresh(self) -> Refreshed:
+        """Take up now what others changed in the persistences."""
+        return await self.listing.once(reread=True)
+
+    def add_route(self, route: Route) -> None:
+        """A persistence for a directory, in a session that is in use. ValueError if that has one already."""
+        self.routes.add(route)
+        self.writeback.note_all()
+        self.spawn(self.listing.begin)
 
     # ---- for the parts of this session
 
@@ -109,29 +122,6 @@ class PersistedSession(Session):
     def outdated(self, names: Iterable[tuple[int, bytes]], inos: Iterable[int]) -> None:
         """What the kernel has cached of these is not true any more."""
         self.invalidate(list(names), list(inos))
-
-    def at(self, path: bytes) -> Inode | None:
-        """The inode at a path, if there is one."""
-        inode = self.namespace.root
-        if path:
-            for name in path.split(b"/"):
-                entries = inode.entries
-                if entries is None:
-                    return None
-                dentry = entries.get(name)
-                if dentry is None:
-                    return None
-                inode = dentry.inode
-        return inode
-
-    def paths(self, inode: Inode) -> Iterator[bytes]:
-        """Every path of a file."""
-        for dentry in list(inode.dentries):
-            parent = self.namespace.path(dentry.parent)
-            yield parent + b"/" + dentry.name if parent else dentry.name
-
-    def place(self, path: bytes) -> Place:
-        return self.routes.for_path(path.split(b"/"))
 
     def is_open(self, ino: int) -> bool:
         return ino in self._opens
@@ -171,6 +161,27 @@ class PersistedSession(Session):
         pass
 
     # ---- requests
+
+    async def settle(self, inode: Inode) -> None:
+        await self.hydration.settle(inode)
+
+    async def settle_directory(self, ino: int) -> None:
+        unsized = self.hydration.unsized
+        if unsized:
+            directory = self.namespace.directory(ino)
+            waiting = [d.inode for d in (directory.entries or {}).values() if d.inode.ino in unsized]
+            async with trio.open_nursery() as nursery:
+                for inode in waiting:
+                    nursery.start_soon(self._settle_listed, inode)
+
+    async def _settle_listed(self, inode: Inode) -> None:
+        try:
+            await self.hydration.settle(inode)
+        except OSError as e:
+            log.warning("%s: size of inode %d is not known: %s", self.id, inode.ino, e)
+
+    def is_settled(self, inode: Inode) -> bool:
+        return inode.ino not in self.hydration.unsized
 
     async def read(self, ino: int, offset: int, size: int) -> bytes:
         inode = self.namespace.inode(ino)

@@ -133,6 +133,11 @@ class Routes:
     def __iter__(self) -> Iterator[Route]:
         return iter([entered.route for entered in self._entered.values()])
 
+    @property
+    def hides(self) -> bool:
+        """Whether any glob hides anything."""
+        return bool(self._hidden) or any(entered.hidden for entered in self._entered.values())
+
     def add(self, route: Route) -> None:
         """Also while the session is in use. ValueError if there is a route with this base, or a glob is no glob."""
         if route.base in self._entered:

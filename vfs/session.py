@@ -188,6 +188,15 @@ class Session(Tree):
         finally:
             self._compacting = False
 
+    async def settle(self, inode: Inode) -> None:
+        """For an inode with `remote`: its attributes are true when this returns."""
+
+    async def settle_directory(self, ino: int) -> None:
+        """So for all inodes in a directory, except where the persistence does not answer: see `is_settled`."""
+
+    def is_settled(self, inode: Inode) -> bool:
+        return True
+
     def blocks(self, inode: Inode) -> int:
         """Units of 512 bytes that the file takes, holes not counted."""
         if not inode.size or inode.remote or not inode.is_file:

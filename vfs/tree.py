@@ -25,8 +25,9 @@ from vfs.policy import Policy
 from vfs.quota import Quota, SoftLimit
 from vfs.records import Make, Record
 
-__all__ = ["KERNEL", "SEGMENT_BYTES", "Caller", "Observer", "Ownership", "Tree"]
+__all__ = ["KERNEL", "SEGMENT_BYTES", "UNNAMED", "Caller", "Observer", "Ownership", "Tree"]
 
+UNNAMED = b"mount-session-new-%d"  # the name, by number, of a file that is about to get its own
 SEGMENT_BYTES = 4 << 20  # replay of a segment of this size takes about 0.3 s
 
 
@@ -75,6 +76,8 @@ class Tree(ABC):
         self.before_record: Callable[[Record], None] = lambda record: None
         """Told of each record before it is appended: `mount.inflight` notes where it is going to be."""
         self.on_soft_limit: Callable[[SoftLimit], None] = lambda passed: None
+        self.invalidate: Callable[[list[tuple[int, bytes]], list[int]], None] = lambda names, inos: None
+        """Told of (directory, name) and of inodes that someone else has changed: a mount tells the kernel."""
         self.apply(policy)
 
     def apply(self, policy: Policy) -> None:
@@ -160,6 +163,22 @@ class Tree(ABC):
         self._writable()
         self._commit(rules.link(self.namespace, ino, parent, name, time.time_ns(), pid=caller.pid))
         return self.namespace.inode(ino)
+
+    def publish(self, ino: int, parent: int, name: bytes, caller: Caller) -> None:
+        """A file that has no name gets this one, in one step, in the place of the file that had it."""
+        self._writable()
+        directory = self.namespace.directory(parent)
+        assert directory.entries is not None
+        if name not in directory.entries:
+            self._commit(rules.link(self.namespace, ino, parent, name, time.time_ns(), pid=caller.pid, unnamed=True))
+            return
+        aside = UNNAMED % ino
+        self._commit(rules.link(self.namespace, ino, parent, aside, time.time_ns(), pid=caller.pid, unnamed=True))
+        try:
+            self.rename(parent, aside, parent, name, 0, caller)
+        except OSError:
+            self.unlink(parent, aside, caller)
+            raise
 
     def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
         """The name goes; the file stays readable and writable for those who have it open."""

@@ -46,6 +46,11 @@ class Shelf:
     def contents(self) -> dict[str, bytes]:
         return {path: content for path, (content, _) in self.files.items()}
 
+    @property
+    def calls(self) -> list[tuple[str, str]]:
+        """What was asked for about single files."""
+        return [(operation, path) for operation, path in self.log if operation != "list"]
+
     def put(self, path: str, content: bytes) -> str:
         """Someone else writes."""
         self._versions += 1
@@ -158,7 +163,7 @@ def flaky(seed: int, rate: float) -> Callable[[str, str], None]:
     chance = random.Random(seed)
 
     def fault(operation: str, path: str) -> None:
-        if chance.random() < rate:
+        if operation != "list" and chance.random() < rate:
             raise ConnectionResetError(104, "reset")
 
     return fault
