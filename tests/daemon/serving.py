@@ -11,8 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from click.testing import CliRunner
+
+from mount.cli import main
 from mount.client import Client, NoDaemon
 from mount.mountpoint import parse_mountinfo
 from tests.mounted import DEADLINE, detach
@@ -28,6 +31,14 @@ def until(condition: Callable[[], Any], seconds: float = DEADLINE) -> Any:
         assert time.monotonic() < end, f"not true after {seconds:g} s"
         os.sched_yield()
     return found
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
 
 
 @dataclass
@@ -93,20 +104,20 @@ class Serving:
     def client(self) -> Client:
         return Client(self.state)
 
-    def run(
-        self, *arguments: str, status: int = 0, stdin: bytes | None = None, **options: Any
-    ) -> subprocess.CompletedProcess[bytes]:
-        """One command; fails unless it ends with `status`."""
-        done = subprocess.run(
-            [*COMMAND, arguments[0], "--state", str(self.state), *arguments[1:]],
-            cwd=PROJECT,
-            input=stdin,
-            capture_output=True,
-            timeout=60,
-            **options,
-        )
-        assert done.returncode == status, f"{arguments}: {done.returncode} {done.stderr!r} {self.log()[-2000:]}"
-        return done
+    def run(self, *arguments: str, status: int = 0, stdin: bytes | None = None) -> Ended:
+        """One command; fails unless it ends with `status`. In this process: starting another takes most of a second."""
+        result = CliRunner().invoke(main, [arguments[0], "--state", str(self.state), *arguments[1:]], input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        ended = Ended(result.exit_code, result.stdout_bytes, result.stderr_bytes)
+        assert ended.status == status, f"{arguments}: {ended} {self.log()[-2000:]}"
+        return ended
+
+    def shell(self, *arguments: str) -> Ended:
+        """One command as a process of its own, as a script has it."""
+        command = [*COMMAND, arguments[0], "--state", str(self.state), *arguments[1:]]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, timeout=60)
+        return Ended(done.returncode, done.stdout, done.stderr)
 
     def json(self, *arguments: str, status: int = 0) -> Any:
         return json.loads(self.run(*arguments, "--json", status=status).stdout)

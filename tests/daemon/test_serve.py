@@ -39,8 +39,8 @@ def test_a_sessions_whole_life_by_command(daemon: Serving) -> None:
 
 def test_exit_statuses_tell_scripts_what_happened(serving: Serve, tmp_path: Path) -> None:
     daemon = serving()
-    daemon.run("new", "a")
-    daemon.run("new", "a", status=5)
+    assert daemon.shell("new", "a").status == 0
+    assert daemon.shell("new", "a").status == 5
     daemon.run("status", "nope", status=4)
     daemon.run("status", "../x", status=4)
     daemon.run("status", ".x", status=1)
@@ -90,7 +90,7 @@ def test_one_session_that_cannot_be_mounted_holds_up_no_other_and_is_tried_again
     (first.root / "a").rmdir()
     (first.root / "a").write_text("in the way")
     second = serving()
-    until(lambda: second.mounts() == [second.root / "b"])
+    until(lambda: second.json("status", "b")["state"] == "mounted")
     assert "not a directory" in until(lambda: second.json("status", "a")["error"])
     health = second.json("health", status=1)
     assert not health["ready"] and [failing["session"] for failing in health["failing"]] == ["a"]
