@@ -118,6 +118,10 @@ class Content:
 
     def touch(self, ino: int, mtime_ns: int) -> None:
         """The backing file, if there is one, has this mtime."""
+        fd = self._fds.get(ino)
+        if fd is not None:
+            os.utime(fd, ns=(mtime_ns, mtime_ns))
+            return
         with contextlib.suppress(FileNotFoundError):
             os.utime(str(ino), ns=(mtime_ns, mtime_ns), dir_fd=self._dir_fd)
 
