@@ -1,0 +1,107 @@
+"""A session mounted from a program in three lines, whatever it runs on, with its live objects as the persistence."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from mount.embed import mounted
+from vfs.callbacks import Context
+
+pytestmark = pytest.mark.mount
+
+
+class Shelf:
+    """Files in a dictionary; async callbacks, which note where they were carried out."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.scopes: set[Any] = set()
+        self.threads: set[int] = set()
+
+    async def on_list(self, scope: Any, context: Context) -> list[str]:
+        return list(self.files)
+
+    async def on_read(self, scope: Any, path: str, context: Context) -> bytes:
+        try:
+            return self.files[path]
+        except KeyError:
+            raise FileNotFoundError(path) from None
+
+    async def on_write(self, scope: Any, path: str, content: bytes, context: Context) -> None:
+        self.scopes.add(scope)
+        self.threads.add(threading.get_ident())
+        self.files[path] = content
+
+    async def on_delete(self, scope: Any, path: str, context: Context) -> None:
+        self.files.pop(path, None)
+
+
+class User:
+    """A scope that cannot be serialised."""
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    (tmp_path / "mnt").mkdir()
+    yield {"mountpoint": tmp_path / "mnt", "state": tmp_path / "state"}
+
+
+def test_a_synchronous_program_mounts_in_three_lines(places: dict[str, Any]) -> None:
+    shelf, user = Shelf(), User()
+    shelf.files["/there"] = b"before"
+    with mounted("s", **places, callbacks=shelf, scope=user) as session:
+        assert (session.path / "there").read_bytes() == b"before"
+        (session.path / "made").write_bytes(b"here")
+        receipt = session.sync()
+        assert receipt.pending == 0
+        assert shelf.files["/made"] == b"here"
+        assert shelf.scopes == {user}
+    assert session.receipt is not None
+    assert session.receipt.pending == 0
+    assert not places["mountpoint"].is_mount()
+
+
+def test_asyncio_callbacks_run_in_the_loop_that_mounted(places: dict[str, Any]) -> None:
+    shelf = Shelf()
+
+    async def program() -> None:
+        async with mounted("s", **places, callbacks=shelf) as session:
+            await asyncio.to_thread((session.path / "made").write_bytes, b"here")
+            assert (await session.synced()).pending == 0
+        assert shelf.threads == {threading.get_ident()}
+
+    asyncio.run(program())
+    assert shelf.files == {"/made": b"here"}
+
+
+async def test_trio_callbacks_run_in_the_loop_that_mounted(places: dict[str, Any]) -> None:
+    shelf = Shelf()
+    async with mounted("s", **places, callbacks=shelf) as session:
+        await trio.to_thread.run_sync((session.path / "made").write_bytes, b"here")
+        assert (await session.synced()).pending == 0
+    assert shelf.files == {"/made": b"here"}
+    assert shelf.threads == {threading.get_ident()}
+
+
+def test_what_up_refuses_is_refused(places: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a/b"), mounted("a/b", **places):
+        pass
+    places["mountpoint"].rmdir()
+    with pytest.raises(FileNotFoundError), mounted("s", **places):
+        pass
+
+
+def test_nothing_is_mounted_after_an_exception(places: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="mine"), mounted("s", **places) as session:
+        (session.path / "made").write_bytes(b"here")
+        raise RuntimeError("mine")
+    assert not places["mountpoint"].is_mount()
+    with mounted("s", **places) as session:
+        assert (session.path / "made").read_bytes() == b"here"
