@@ -9,9 +9,11 @@ only, and whatever changes it otherwise invalidates by name (see `invalidate`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -20,6 +22,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
+from mount.tally import Tally
 from vfs.inode import Inode
 from vfs.rules import Changes
 from vfs.session import Session
@@ -29,6 +32,8 @@ __all__ = ["Operations"]
 log = logging.getLogger(__name__)
 
 YEAR = 365 * 24 * 3600.0
+TALLIES: dict[str, Tally] = {}
+"""By operation. A process serves one session."""
 _FIRST = 2  # readdir: `.` has cookie 1, `..` 2, and an entry its dentry's cookie and 2
 
 P = ParamSpec("P")
@@ -39,19 +44,34 @@ _Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]
 def _answered(handler: _Handler[P, R]) -> _Handler[P, R]:
     """OSError -> FUSEError with its errno; anything else is a defect of ours: EIO, logged, and the mount goes on."""
 
+    tally = TALLIES[handler.__name__] = Tally()
+    clock, add = time.perf_counter, tally.add
+
     @wraps(handler)
     async def answer(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        began = clock()
         try:
             return await handler(self, *args, **kwargs)
         except FUSEError:
+            tally.errors += 1
             raise
         except OSError as e:
+            tally.errors += 1
             raise FUSEError(e.errno or errno.EIO) from None
         except Exception:
+            tally.errors += 1
             log.exception("%s failed", handler.__name__)
             raise FUSEError(errno.EIO) from None
+        finally:
+            add(clock() - began)
 
     return answer
+
+
+def _forget_pages(inos: list[int]) -> None:
+    for ino in inos:
+        with contextlib.suppress(FileNotFoundError):  # the kernel does not know the inode
+            pyfuse3.invalidate_inode(ino)
 
 
 class Operations(pyfuse3.Operations):
@@ -64,6 +84,17 @@ class Operations(pyfuse3.Operations):
         self._absent = EntryAttributes()
         self._absent.st_ino = 0
         self._absent.entry_timeout = YEAR
+        session.invalidate = self._changed_elsewhere
+
+    def _changed_elsewhere(self, names: list[tuple[int, bytes]], inos: list[int]) -> None:
+        """Someone else changed these, in the persistence: the kernel forgets what it has cached of them.
+
+        Never in the request loop: the kernel may hold a page's lock until the read of it is answered.
+        """
+        for parent, name in names:
+            pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+        if inos:
+            self.session.spawn(trio.to_thread.run_sync, _forget_pages, inos)
 
     def _attributes(self, inode: Inode) -> EntryAttributes:
         session = self.session
@@ -81,7 +112,7 @@ class Operations(pyfuse3.Operations):
         entry.st_mtime_ns = inode.mtime_ns
         entry.st_ctime_ns = inode.ctime_ns
         entry.entry_timeout = YEAR
-        entry.attr_timeout = YEAR
+        entry.attr_timeout = YEAR if not inode.remote or session.is_settled(inode) else 0
         return entry
 
     def _entry(self, inode: Inode) -> EntryAttributes:
@@ -108,6 +139,8 @@ class Operations(pyfuse3.Operations):
             inode = self.session.lookup(parent_inode, name)
         except FileNotFoundError:
             return self._absent
+        if inode.remote:
+            await self.session.settle(inode)
         return self._entry(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -160,7 +193,10 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._attributes(self.session.getattr(inode))
+        found = self.session.getattr(inode)
+        if found.remote:
+            await self.session.settle(found)
+        return self._attributes(found)
 
     @_answered
     async def setattr(
@@ -219,6 +255,7 @@ class Operations(pyfuse3.Operations):
         if start_id < 1 and not pyfuse3.readdir_reply(token, b".", self._attributes(directory), 1):
             return
         parent = directory.dentries[0].parent if directory.dentries else directory
+        await self.session.settle_directory(fh)
         if start_id < _FIRST and not pyfuse3.readdir_reply(token, b"..", self._attributes(parent), _FIRST):
             return
         for dentry in self.session.readdir(fh, max(0, start_id - _FIRST)):

@@ -12,8 +12,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Iterable
 
 import trio
 
@@ -82,10 +81,6 @@ class PersistedSession(Guarded):
     async def _stop(self) -> None:
         if not self._closed:
             await self.sync(within=self.options.stop_timeout)
-
-    def spawn(self, task: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
-        """Run beside the requests, until the session ends."""
-        self._nursery.start_soon(task, *arguments)
 
     async def refresh(self) -> Refreshed:
         """Take up now what others changed in the persistences."""

@@ -13,9 +13,10 @@ import logging
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -187,6 +188,10 @@ class Session(Tree):
             self._compact_above = 0
         finally:
             self._compacting = False
+
+    def spawn(self, task: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        """Run beside the requests, until the session ends."""
+        self._nursery.start_soon(task, *arguments)
 
     async def settle(self, inode: Inode) -> None:
         """For an inode with `remote`: its attributes are true when this returns."""
