@@ -1,8 +1,8 @@
 """Backing files: the bytes of regular files, one file a inode, named by its number.
 
 A file that was never written has none. While an inode is unsettled, its size and mtime are those of its backing file.
-Open descriptors are a least-recently-used few hundred, because the
-hard limit can be low; `lease` gives a duplicate to a thread, so that closing the cached one cannot pull it away.
+Open descriptors are a least-recently-used few hundred, because the hard limit can be low; `lease` gives a duplicate to
+a thread, so that closing the cached one cannot pull it away.
 """
 
 from __future__ import annotations
@@ -104,8 +104,7 @@ class Content:
         """Bytes taken (fewer on a disk that is getting full) and the new mtime; ENOSPC if none were taken.
 
         mtime is set from the clock that the namespace uses: the disk's own stamps come from a coarser one, and a file
-        written
-        after another was made would seem older.
+        written after another was made would seem older.
         """
         fd = self._fd_or_new(ino)
         taken = os.pwrite(fd, data, offset)

@@ -1,8 +1,7 @@
 """OSErrors by name: every error of `vfs` carries the errno that the program in the container shall see.
 
 `mount.operations` is the one place that turns them into FUSE errors. Each constructor takes what the error is about,
-so that
-a log line or a traceback can name it.
+so that a log line or a traceback can name it.
 """
 
 from __future__ import annotations

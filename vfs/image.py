@@ -4,9 +4,8 @@ It is a sequence of the journal's frames: `Header`; `Inodes`, `Dentries` and `He
 frames. A file without its End is damaged, never half a tree. It is written aside, synced and renamed. `Header.segment`
 is the first journal segment that is not in it.
 
-`python -m vfs.image STATE-DIRECTORY SEGMENT` makes the next image from the last one and the closed segments below
-SEGMENT,
-and deletes them: a process of its own, so the request path never waits for it.
+`COMMAND STATE-DIRECTORY SEGMENT` makes the next image from the last one and the closed segments below SEGMENT, and
+deletes them: a process of its own, so the request path never waits for it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 An inode has attributes and, if it is a directory, entries; a dentry ties a name in a directory to an inode. Both change
 only in `namespace`, by applying a record, except for `size`, `mtime_ns` and `ctime_ns` of an unsettled file, which
-follow
-its backing file (see `content`).
+follow its backing file (see `content`).
 """
 
 from __future__ import annotations

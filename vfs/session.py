@@ -1,8 +1,7 @@
 """A session: one tree of files, its journal and its content. What `mount` and the Python API call.
 
 What changes names or attributes is synchronous (see `tree`); what moves bytes is async. A call answers only when what
-it
-promises would survive the death of this process; `fsync` and `sync` when it would survive power loss.
+it promises would survive the death of this process; `fsync` and `sync` when it would survive power loss.
 """
 
 from __future__ import annotations
