@@ -42,13 +42,19 @@ class Unmount(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     force: bool = False
 
 
-class SessionReceipt(msgspec.Struct, kw_only=True):
-    """What a sync or a stop leaves behind: files and bytes in the session, changes that are not persisted yet."""
+class SessionReceipt(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a sync or a stop leaves behind: files and bytes in the session, changes that are not persisted yet.
+
+    After a sync, where there is a storage: by path what it acknowledged since the last one (size, version: an ETag),
+    and why what is pending is; both cut short where they are long.
+    """
 
     session: str
     files: int
     bytes: int
     pending: int
+    stored: dict[str, Any] = {}
+    reasons: list[dict[str, Any]] = []
 
 
 class WorkerStatus(msgspec.Struct, kw_only=True):

@@ -7,11 +7,12 @@ when asked. A worker that was replaced starts at zero, which Prometheus takes fo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mount.messages import SessionStatus
+from mount.tally import bounds
 
 if TYPE_CHECKING:
     from mount.daemon import Daemon
@@ -42,8 +44,7 @@ BYTES: Final = ("mount_session_bytes", "Bytes in the session, as the sizes of it
 PENDING: Final = ("mount_session_pending", "Changes that are not persisted yet", ("session",))
 REQUESTS: Final = ("mount_session_requests", "Requests from the kernel, since the worker began", ("session",))
 RESTARTS: Final = ("mount_session_worker_restarts", "Workers that were replaced", ("session",))
-OPERATIONS: Final = ("mount_session_operations", "Requests by operation", ("session", "operation"))
-SECONDS: Final = ("mount_session_operation_seconds", "Time spent on them", ("session", "operation"))
+SECONDS: Final = ("mount_session_operation_seconds", "Requests by operation and latency", ("session", "operation"))
 ERRORS: Final = (
     "mount_session_operation_errors",
     "Requests that were answered with an error",
@@ -81,9 +82,16 @@ class _Snapshot(Collector):
         yield _gauge(PENDING, {(s.session,): s.pending for s in statuses})
         yield _counter(REQUESTS, {(s.session,): s.requests for s in statuses})
         yield _counter(RESTARTS, {(s.session,): s.worker.restarts for s in statuses if s.worker})
-        for position, name in enumerate((OPERATIONS, SECONDS, ERRORS)):
-            told = {(s.session, op): row[position] for s in statuses for op, row in _operations(s).items()}
-            yield _counter(name, told)
+        latencies = HistogramMetricFamily(*SECONDS[:2], labels=SECONDS[2])
+        errors: dict[tuple[str, ...], float | None] = {}
+        for status in statuses:
+            for operation, tally in _operations(status).items():
+                labels = (status.session, operation)
+                counted = list(zip(bounds(), accumulate(tally["buckets"]), strict=True))
+                latencies.add_metric(labels, counted, tally["seconds"])
+                errors[labels] = tally["errors"]
+        yield latencies
+        yield _counter(ERRORS, errors)
         for key, gauge in DETAIL.items():
             yield _gauge(gauge, {(s.session,): s.details.get(key) for s in statuses})
         for key, counter in COUNTED.items():

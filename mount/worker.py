@@ -26,19 +26,20 @@ import pyfuse3
 import trio
 
 from mount import identity, resend, title
-from mount.channel import Answer, BrokenChannel, Channel, last_words
+from mount.channel import MAX_MESSAGE, Answer, BrokenChannel, Channel, last_words
 from mount.config import Receipt, Start
 from mount.device import Device
 from mount.handle import DUMP_SIGNAL, NUDGE_SIGNAL
 from mount.inflight import InFlight
 from mount.opening import opened
-from mount.operations import Operations
+from mount.operations import TALLIES, Operations
 from mount.probe import Probe
 from mount.rendezvous import Rendezvous
 from mount.repeated import Repeated
 from mount.suspicion import Suspicion, refuse
 from vfs import failpoints
 from vfs.policy import Policy
+from vfs.receipt import Receipt as SessionReceipt
 from vfs.replay import match
 from vfs.session import Session
 
@@ -165,7 +166,7 @@ class Worker:
         if name == "status":
             return Answer(self._status())
         if name == "sync":
-            return Answer(msgspec.to_builtins(await self.session.sync()))
+            return Answer(told(await self.session.sync()))
         if name == "policy":
             await self._apply(msgspec.convert(arguments["policy"], Policy))
             return Answer()
@@ -216,7 +217,18 @@ class Worker:
             "files": receipt.files,
             "bytes": receipt.bytes,
             "pending": receipt.pending,
+            "operations": {name: tally.told() for name, tally in TALLIES.items() if tally.seconds},
         }
+
+
+def told(receipt: SessionReceipt) -> dict[str, Any]:
+    """The receipt, with as many of its files as a message holds beside the rest."""
+    brief: dict[str, Any] = msgspec.to_builtins(receipt)
+    for field in ("stored", "reasons"):
+        while len(msgspec.msgpack.encode(brief[field])) > MAX_MESSAGE // 4:
+            kept = list(brief[field])[: len(brief[field]) // 2]
+            brief[field] = {name: brief[field][name] for name in kept} if field == "stored" else kept
+    return brief
 
 
 async def serve(start: Start, fuse_fd: int, control: socket.socket) -> None:
