@@ -122,6 +122,11 @@ class Guarded(Session):
             self._check(parent, name)
         return super().link(ino, parent, name, caller)
 
+    def publish(self, ino: int, parent: int, name: bytes, caller: Caller) -> None:
+        if not self._unguarded:
+            self._check(parent, name)
+        super().publish(ino, parent, name, caller)
+
     def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
         if not self._unguarded:
             self._check(parent, name)

@@ -122,12 +122,15 @@ def make(
     return Make(parent, name, namespace.next_ino, mode, uid, gid, time_ns, pid, rdev, target)
 
 
-def link(namespace: Namespace, ino: int, parent: int, name: bytes, time_ns: int, *, pid: int = 0) -> Link:
+def link(
+    namespace: Namespace, ino: int, parent: int, name: bytes, time_ns: int, *, pid: int = 0, unnamed: bool = False
+) -> Link:
+    """link(2); `unnamed`: also of a file that has no name, as linkat(2) of an O_TMPFILE."""
     inode = namespace.inode(ino)
     _vacant(namespace, parent, name)
     if inode.is_dir:
         raise error(errno.EPERM, name)
-    if inode.nlink == 0:
+    if inode.nlink == 0 and not unnamed:
         raise error(errno.ENOENT, name)
     return Link(ino, parent, name, time_ns, pid)
 
