@@ -174,7 +174,9 @@ class Daemon:
             await self.note("session.policy", session, peer, **fields)
             await self._define(hosted, policy=policy)
             if hosted.mounted is not None:
-                hosted.mounted.config = msgspec.structs.replace(hosted.mounted.config, policy=policy)  # later workers'
+                hosted.mounted.config = msgspec.structs.replace(  # of later workers
+                    hosted.mounted.config, policy=policy, idle_after=policy.idle_seconds or 0.0
+                )
                 await hosted.ask("policy", self.settings.deadline, policy=msgspec.to_builtins(policy))
         return await hosted.status()
 
@@ -238,15 +240,17 @@ class Daemon:
     # ---- health
 
     async def health(self) -> Health:
-        """Real I/O through every mount that is meant to be there, with the deadline for each."""
+        """Real I/O through every mount that is meant to be there, with the deadline for each. Idle ones are let sleep:
+        they had nothing to do when they last did I/O, and the kernel holds their mounts."""
         wanted = [hosted for hosted in self.hosted.values() if hosted.definition.mounted]
+        asked = [hosted for hosted in wanted if hosted.mounted is None or hosted.mounted.phase != "idle"]
         found: list[SessionHealth] = []
 
         async def probe(hosted: Hosted) -> None:
             found.append(await hosted.probe(self.settings.deadline))
 
         async with trio.open_nursery() as nursery:
-            for hosted in wanted:
+            for hosted in asked:
                 nursery.start_soon(probe, hosted)
         failing = [health for health in found if not health.healthy]
         mounted = sum(hosted.state == "mounted" for hosted in wanted)

@@ -40,6 +40,7 @@ class Hosted:
         self.changed = trio.Event()
         self._settings = settings
         self._probing = trio.Lock()
+        self._told: dict[str, Any] = {}  # a worker's last status, which holds on while the session is idle
 
     @property
     def session(self) -> str:
@@ -72,6 +73,7 @@ class Hosted:
             scope=definition.scope,
             run_as=definition.uid,
             environment=environment,
+            idle_after=definition.policy.idle_seconds or 0.0,
         )
 
     # ---- questions
@@ -114,13 +116,14 @@ class Hosted:
         return status
 
     async def _ask_worker(self, status: SessionStatus, mounted: Mounted) -> None:
-        told: dict[str, Any] = {}
         known = mounted.status()
+        told: dict[str, Any] = dict(self._told) if known["phase"] == "idle" else {}
         worker = mounted.worker
         if worker is not None and not worker.gone.is_set():
             with trio.move_on_after(STATUS_LIMIT):
                 try:
-                    told, _ = await worker.channel.call("status")
+                    self._told, _ = await worker.channel.call("status")
+                    told = dict(self._told)
                 except BrokenChannel:
                     told = {}
         status.worker = WorkerStatus(
@@ -128,7 +131,7 @@ class Hosted:
             phase=known["phase"],
             restarts=known["restarts"],
             last_death=known["last_death"],
-            answers=bool(told),
+            answers=bool(told) and known["phase"] != "idle",
         )
         for name in ("files", "bytes", "pending", "requests"):
             setattr(status, name, told.pop(name, None))

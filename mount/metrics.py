@@ -38,7 +38,7 @@ AUDIT_LINES: Final = ("mount_session_audit_lines", "Lines of the audit log", ())
 REFUSED: Final = ("mount_session_refused_connections", "Connections of users that the control socket rejects", ())
 
 # Of each session
-UP: Final = ("mount_session_up", "1 if the session is mounted and its worker answers", ("session",))
+UP: Final = ("mount_session_up", "1 if the session is mounted, and its worker answers or is not needed", ("session",))
 FILES: Final = ("mount_session_files", "Files in the session", ("session",))
 BYTES: Final = ("mount_session_bytes", "Bytes in the session, as the sizes of its files", ("session",))
 PENDING: Final = ("mount_session_pending", "Changes that are not persisted yet", ("session",))
@@ -76,7 +76,7 @@ class _Snapshot(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._host()
         statuses = self._statuses
-        yield _gauge(UP, {(s.session,): float(bool(s.worker and s.worker.answers)) for s in statuses})
+        yield _gauge(UP, {(s.session,): float(_is_up(s)) for s in statuses})
         yield _gauge(FILES, {(s.session,): s.files for s in statuses})
         yield _gauge(BYTES, {(s.session,): s.bytes for s in statuses})
         yield _gauge(PENDING, {(s.session,): s.pending for s in statuses})
@@ -108,6 +108,10 @@ class _Snapshot(Collector):
         yield _counter(WEBHOOK_DROPPED, {(r.webhook.url,): r.dropped for r in receivers})
         yield _counter(AUDIT_LINES, {(): self._daemon.audit.head.seq})
         yield _counter(REFUSED, {(): self._daemon.refused()})
+
+
+def _is_up(status: SessionStatus) -> bool:
+    return status.worker is not None and (status.worker.answers or status.worker.phase == "idle")
 
 
 def _operations(status: SessionStatus) -> dict[str, Any]:

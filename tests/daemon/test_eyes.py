@@ -114,3 +114,19 @@ def test_a_latency_is_in_the_bucket_that_its_bound_says(seconds: float, bound: s
     tally.add(seconds)
     assert tally.told()["buckets"].index(1) == bounds().index(bound)
     assert len(tally.told()["buckets"]) == len(bounds()) == BUCKETS
+
+
+def test_an_idle_session_is_well_and_is_let_sleep_by_whoever_looks(daemon: Serving) -> None:
+    daemon.run("new", "a", "--idle-seconds", "0.2")
+    (daemon.root / "a/file").write_text("12345")
+    until(lambda: daemon.json("status", "a")["worker"]["phase"] == "idle")
+    assert daemon.json("status", "a")["bytes"] == 5
+    assert daemon.json("health")["ready"]
+    with daemon.client() as client:
+        told = client.metrics()
+    assert metric(told, "mount_session_up", session="a") == 1 and metric(told, "mount_session_bytes", session="a") == 5
+    assert daemon.json("status", "a")["worker"]["phase"] == "idle"
+    assert daemon.json("sync", "a")["bytes"] == 5, "and woken when it is needed"
+    daemon.run("policy", "a", "--read-only")
+    with pytest.raises(OSError, match="Read-only"):
+        (daemon.root / "a/file").write_text("x")
