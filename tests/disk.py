@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.conftest import unavailable
 from tests.mounted import detach
 
 
 @contextmanager
 def small_tmpfs(path: Path, size: int) -> Iterator[Path]:
     """A tmpfs of `size` bytes, mounted on `path`."""
+    _needs_root()
     path.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
     try:
@@ -26,6 +28,7 @@ def small_tmpfs(path: Path, size: int) -> Iterator[Path]:
 @contextmanager
 def small_ext4(path: Path, size: int) -> Iterator[Path]:
     """An ext4 of `size` bytes in a file beside `path`, mounted on `path`."""
+    _needs_root()
     path.mkdir(parents=True)
     blocks = path.with_name(path.name + ".ext4")
     with blocks.open("wb") as file:
@@ -36,6 +39,11 @@ def small_ext4(path: Path, size: int) -> Iterator[Path]:
         yield path
     finally:
         detach(path)
+
+
+def _needs_root() -> None:
+    if os.geteuid() != 0:
+        unavailable("only root can mount a small disk")
 
 
 def fill(directory: Path) -> Path:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -393,7 +394,9 @@ class Model(RuleBasedStateMachine):
                 assert self.opened.run(self.session.read, ino, offset, 100_000) == file.read(100_000), path
 
 
-TestModel = Model.TestCase
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a directory needs root for chown, mknod and trusted xattrs")
+
+TestModel = needs_root(Model.TestCase)
 TestModel.settings = settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None)
 
 
