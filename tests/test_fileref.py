@@ -61,9 +61,23 @@ def test_the_type_comes_from_the_extension(name: str, kind: str) -> None:
     assert guess_content_type(name) == kind
 
 
-CONTRACT_EXTENSIONS = """
-xlsx xls pdf json txt csv html xml png jpg jpeg gif zip tar gz
-""".split()
+CONTRACT_EXTENSIONS = [
+    "xlsx",
+    "xls",
+    "pdf",
+    "json",
+    "txt",
+    "csv",
+    "html",
+    "xml",
+    "png",
+    "jpg",
+    "jpeg",
+    "gif",
+    "zip",
+    "tar",
+    "gz",
+]
 
 
 @pytest.mark.parametrize("ext", CONTRACT_EXTENSIONS)
