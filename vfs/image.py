@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -29,10 +29,10 @@ from vfs.errors import DamagedState
 from vfs.inode import Dentry, Inode
 from vfs.journal import frame, frames, segment_path, segments
 from vfs.namespace import ROOT, Namespace
-from vfs.records import decode
+from vfs.records import Record, decode
 from vfs.remote import Attempt, Entry, Remote
 
-__all__ = ["ASIDE", "COMMAND", "compact", "load", "lock", "main", "replay", "save"]
+__all__ = ["ASIDE", "COMMAND", "Applied", "compact", "load", "lock", "main", "replay", "save"]
 
 _CHUNK = 1000
 ASIDE = "image.new"
@@ -198,12 +198,24 @@ def lock(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def replay(namespace: Namespace, path: Path, *, torn_ok: bool, powered_off: bool = False) -> int:
+Applied = Callable[[Namespace, int, Record, Inode | None], None]
+"""Told of each record that was applied: where it ends in its segment, and the inode that it is about."""
+
+
+def replay(
+    namespace: Namespace,
+    path: Path,
+    *,
+    torn_ok: bool,
+    powered_off: bool = False,
+    applied: Applied = lambda namespace, end, record, inode: None,
+) -> int:
     """Apply a journal segment; the result is the length of what is whole in it."""
     end = 0
     for at, payload in frames(path, torn_ok=torn_ok, powered_off=powered_off):
         try:
-            namespace.apply(decode(payload))
+            record = decode(payload)
+            applied(namespace, at, record, namespace.apply(record))
         except (msgspec.DecodeError, KeyError, AssertionError, ValueError) as e:
             raise DamagedState(str(path), f"the record that ends at byte {at} does not fit: {e!r}") from e
         end = at

@@ -27,7 +27,7 @@ from vfs.durable import sync_directory
 from vfs.errors import DamagedState, error
 from vfs.records import Begin, Record, encode
 
-__all__ = ["HEADER_SIZE", "Journal", "frame", "frames", "segment_path", "segments"]
+__all__ = ["HEADER_SIZE", "Journal", "frame", "frames", "payload_at", "segment_path", "segments"]
 
 _HEADER = struct.Struct("<II")
 HEADER_SIZE = _HEADER.size
@@ -63,7 +63,7 @@ def frames(path: Path, *, torn_ok: bool, powered_off: bool = False) -> Iterator[
     content = path.read_bytes()
     at, end = 0, len(content)
     while at < end:
-        payload = _payload(content, at)
+        payload = payload_at(content, at)
         if payload is None:
             if torn_ok and (not _whole_frame_behind(content, at) or (powered_off and _is_unwritten(content, at))):
                 return
@@ -72,7 +72,8 @@ def frames(path: Path, *, torn_ok: bool, powered_off: bool = False) -> Iterator[
         yield at, payload
 
 
-def _payload(content: bytes, at: int) -> bytes | None:
+def payload_at(content: bytes, at: int) -> bytes | None:
+    """The payload of the frame at `at`; None if there is no whole frame that checks."""
     if at + _HEADER.size > len(content):
         return None
     length, crc = _HEADER.unpack_from(content, at)
@@ -89,7 +90,7 @@ def _whole_frame_behind(content: bytes, at: int) -> bool:
     """
     if not content[at:].strip(b"\0"):
         return False
-    return any(_payload(content, offset) is not None for offset in range(at + 1, len(content) - _HEADER.size))
+    return any(payload_at(content, offset) is not None for offset in range(at + 1, len(content) - _HEADER.size))
 
 
 def _is_unwritten(content: bytes, at: int) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vfs import failpoints, image
@@ -20,20 +20,28 @@ from vfs.errors import DamagedState
 from vfs.inode import Inode
 from vfs.journal import Journal, frames, segment_path, segments
 from vfs.namespace import Namespace
-from vfs.records import Begin, decode
+from vfs.records import Begin, Record, decode
 
 __all__ = ["recover"]
 
 log = logging.getLogger(__name__)
 
+Replayed = Callable[[Namespace, int, int, Record, Inode | None], None]
+"""Told of each record of the journal that was applied: its segment, and where it ends in it."""
+
 
 def recover(
-    directory: Path, content: Content, *, crashed: bool, powered_off: bool = False
+    directory: Path,
+    content: Content,
+    *,
+    crashed: bool,
+    powered_off: bool = False,
+    replayed: Replayed = lambda namespace, segment, end, record, inode: None,
 ) -> tuple[Namespace, Journal]:
     """The namespace as the last session left it, and the journal to go on with."""
     with image.lock(directory), _no_collections():
         namespace, first = image.load(directory)
-        last, end = _replay(namespace, directory, first, powered_off)
+        last, end = _replay(namespace, directory, first, powered_off, replayed)
         (directory / image.ASIDE).unlink(missing_ok=True)
         for segment in segments(directory):
             if not first <= segment <= last:
@@ -63,7 +71,9 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _replay(namespace: Namespace, directory: Path, first: int, powered_off: bool) -> tuple[int, int]:
+def _replay(
+    namespace: Namespace, directory: Path, first: int, powered_off: bool, replayed: Replayed
+) -> tuple[int, int]:
     """Apply the segments from `first` on; the result is the last one that counts, and the length of what is whole in
     it."""
     present = [segment for segment in segments(directory) if segment >= first]
@@ -76,7 +86,15 @@ def _replay(namespace: Namespace, directory: Path, first: int, powered_off: bool
         newest = segment == present[-1]
         if segment != first and not _continues(path, end, newest, powered_off):
             break
-        last, end = segment, image.replay(namespace, path, torn_ok=newest or powered_off, powered_off=powered_off)
+
+        def applied(
+            namespace: Namespace, end: int, record: Record, inode: Inode | None, *, segment: int = segment
+        ) -> None:
+            replayed(namespace, segment, end, record, inode)
+
+        last = segment
+        torn_ok = newest or powered_off
+        end = image.replay(namespace, path, torn_ok=torn_ok, powered_off=powered_off, applied=applied)
         torn = path.stat().st_size - end
         if torn:
             log.warning("%s: %d bytes behind the last whole record were cut: they were never acknowledged", path, torn)

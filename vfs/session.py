@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
-from vfs import image, rules
+from vfs import rules
+from vfs.compaction import Compaction
 from vfs.content import Content
 from vfs.errors import error
+from vfs.event import Event
+from vfs.events import Events
 from vfs.fileref import validate_session_id
+from vfs.files import Files
 from vfs.inode import Inode
 from vfs.journal import Journal
 from vfs.namespace import ROOT, Namespace
@@ -35,22 +38,9 @@ from vfs.recovery import recover
 from vfs.routes import Routes
 from vfs.rules import Changes
 from vfs.state import State
-from vfs.tree import KERNEL, SEGMENT_BYTES, Caller, Ownership, Tree
+from vfs.tree import KERNEL, Caller, Ownership, Tree
 
 __all__ = ["KERNEL", "Caller", "Ownership", "Receipt", "Session"]
-
-log = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def _held_pipe() -> Iterator[int]:
-    """A pipe to read from that ends when this process does, or the block."""
-    ends = os.pipe()
-    try:
-        yield ends[0]
-    finally:
-        for fd in ends:
-            os.close(fd)
 
 
 class Session(Tree):
@@ -73,8 +63,6 @@ class Session(Tree):
         self._adopted = adopted
         self._lookups: dict[int, int] = {}
         self._opens: dict[int, int] = {}
-        self._compacting = False
-        self._compact_above = 0  # after a failure: not again at the next record
         self._journal_sync = trio.Lock()
 
     @classmethod
@@ -107,20 +95,42 @@ class Session(Tree):
         clean = False
         try:
             with contextlib.closing(Content(held.directory / "content")) as content:
-                namespace, journal = recover(
-                    held.directory, content, crashed=held.crashed, powered_off=held.powered_off
-                )
-                with contextlib.closing(journal):
-                    session = make(session_id, held, content, namespace, journal, policy, adopted=adopted)
-                    async with session._running():
-                        yield session
-                    with trio.CancelScope(shield=True):
-                        await trio.to_thread.run_sync(session._flush)
+                told = Events(session_id, held.directory, options or Options(), powered_off=held.powered_off)
+                with contextlib.closing(told.log):
+                    namespace, journal = recover(
+                        held.directory,
+                        content,
+                        crashed=held.crashed,
+                        powered_off=held.powered_off,
+                        replayed=told.replayed,
+                    )
+                    with contextlib.closing(journal):
+                        session = make(session_id, held, content, namespace, journal, policy, adopted=adopted)
+                        session._tell(told)
+                        async with session._running():
+                            yield session
+                        with trio.CancelScope(shield=True):
+                            await trio.to_thread.run_sync(session._flush)
             clean = True
         finally:
             held.close(clean=clean)
 
     _nursery: trio.Nursery
+    _events: Events
+
+    def _tell(self, events: Events) -> None:
+        self._events = events
+        self.compaction = Compaction(self.directory, self.journal, events)
+        self.on_soft_limit = events.passed
+        events.attach(self)
+        self.observers.insert(0, events)
+
+    def events(self, since: int | None = 0, *, follow: bool = True) -> AsyncIterator[Event]:
+        """What happens here, from the event after number `since` on (None: from now on); see docs/events.md.
+
+        Without `follow` it ends with the last one.
+        """
+        return self._events.subscribe(since, follow=follow)
 
     @classmethod
     def _maker(cls, routes: Routes | None, options: Options | None) -> Callable[..., Session]:
@@ -137,9 +147,12 @@ class Session(Tree):
         async with trio.open_nursery() as self._nursery:
             try:
                 self._begin()
+                self._events.run(self._nursery)
                 await self._start()
+                self._events.started()
                 yield
                 await self._stop()
+                await self._events.finish()
             except Exception as e:
                 failure = e
             self._nursery.cancel_scope.cancel()
@@ -165,32 +178,19 @@ class Session(Tree):
     def _flush(self) -> None:
         self.content.sync_all()
         self.journal.sync()
+        self._events.log.sync()
 
     def _segment_full(self) -> None:
-        if not self._compacting and self.journal.size > self._compact_above:
-            self._compacting = True
-            self._nursery.start_soon(self._compact)
-
-    async def _compact(self) -> None:
-        """Close the segment and have the next image made of it, by a process of its own."""
-        try:
-            upto = self.journal.rotate()
-            with _held_pipe() as stdin:
-                command = [*image.COMMAND, str(self.directory), str(upto)]
-                done = await trio.run_process(command, stdin=stdin, check=False, capture_stderr=True)
-            if done.returncode != 0:
-                log.error("%s: no new image (status %d): %s", self.id, done.returncode, done.stderr.decode()[-2000:])
-        except OSError as e:
-            log.error("%s: the journal grows on, for now: %s", self.id, e)
-            self._compact_above = self.journal.size + SEGMENT_BYTES
-        else:
-            self._compact_above = 0
-        finally:
-            self._compacting = False
+        self.compaction.begin(self._nursery)
 
     def spawn(self, task: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """Run beside the requests, until the session ends."""
         self._nursery.start_soon(task, *arguments)
+
+    @cached_property
+    def files(self) -> Files:
+        """The session by paths, for the program that has it open."""
+        return Files(self)
 
     async def settle(self, inode: Inode) -> None:
         """For an inode with `remote`: its attributes are true when this returns."""
@@ -212,6 +212,7 @@ class Session(Tree):
     async def setattr(self, ino: int, changes: Changes, caller: Caller) -> Inode:
         """chmod, chown, truncate, utimens; times to the nanosecond."""
         self._writable()
+        self.actor = caller
         inode = self.namespace.inode(ino)
         if self.owner.uid is not None or self.owner.gid is not None:
             changes = msgspec.structs.replace(
@@ -260,12 +261,18 @@ class Session(Tree):
         elif self.read_only and flags & os.O_ACCMODE != os.O_RDONLY:
             raise error(errno.EROFS, self.id)
         self._opens[ino] = self._opens.get(ino, 0) + 1
+        if flags & os.O_ACCMODE:
+            self._events.opened(ino, caller)
 
     def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Inode:
         """A new regular file, open; EEXIST if the name is taken."""
         inode = self.mknod(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
         self._opens[inode.ino] = 1
+        self._events.opened(inode.ino, caller)
         return inode
+
+    def is_open(self, ino: int) -> bool:
+        return ino in self._opens
 
     def release(self, ino: int) -> None:
         """One open less; after the last, the file's changes may be persisted at once."""

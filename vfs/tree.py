@@ -75,6 +75,8 @@ class Tree(ABC):
         self.observers: list[Observer] = []
         self.before_record: Callable[[Record], None] = lambda record: None
         """Told of each record before it is appended: `mount.inflight` notes where it is going to be."""
+        self.actor: Caller = KERNEL  # who asks for the change that is being made
+        self.foreign = False  # what is being committed was done by someone else, in the persistence
         self.on_soft_limit: Callable[[SoftLimit], None] = lambda passed: None
         self.invalidate: Callable[[list[tuple[int, bytes]], list[int]], None] = lambda names, inos: None
         """Told of (directory, name) and of inodes that someone else has changed: a mount tells the kernel."""
@@ -131,6 +133,7 @@ class Tree(ABC):
     ) -> Inode:
         """A new inode of the kind in `mode`: mknod(2), mkdir(2), symlink(2), or open(2) with O_CREAT."""
         self._writable()
+        self.actor = caller
         uid = caller.uid if self.owner.uid is None else self.owner.uid
         gid = caller.gid if self.owner.gid is None else self.owner.gid
         if self.quota is not None:
@@ -161,12 +164,14 @@ class Tree(ABC):
 
     def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
         self._writable()
+        self.actor = caller
         self._commit(rules.link(self.namespace, ino, parent, name, time.time_ns(), pid=caller.pid))
         return self.namespace.inode(ino)
 
     def publish(self, ino: int, parent: int, name: bytes, caller: Caller) -> None:
         """A file that has no name gets this one, in one step, in the place of the file that had it."""
         self._writable()
+        self.actor = caller
         directory = self.namespace.directory(parent)
         assert directory.entries is not None
         if name not in directory.entries:
@@ -183,11 +188,13 @@ class Tree(ABC):
     def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
         """The name goes; the file stays readable and writable for those who have it open."""
         self._writable()
+        self.actor = caller
         inode = self._commit(rules.unlink(self.namespace, parent, name, time.time_ns(), pid=caller.pid))
         self._let_go(inode)
 
     def rmdir(self, parent: int, name: bytes, caller: Caller) -> None:
         self._writable()
+        self.actor = caller
         inode = self._commit(rules.rmdir(self.namespace, parent, name, time.time_ns(), pid=caller.pid))
         self._let_go(inode)
 
@@ -196,6 +203,7 @@ class Tree(ABC):
     ) -> None:
         """rename(2); `flags` as for renameat2(2): RENAME_NOREPLACE, RENAME_EXCHANGE."""
         self._writable()
+        self.actor = caller
         record = rules.rename(
             self.namespace, old_parent, old_name, new_parent, new_name, flags, time.time_ns(), pid=caller.pid
         )
@@ -216,6 +224,7 @@ class Tree(ABC):
 
     def setxattr(self, ino: int, name: bytes, value: bytes, caller: Caller) -> None:
         self._writable()
+        self.actor = caller
         inode = self.namespace.inode(ino)
         self._commit(rules.setxattr(inode, name, value, time.time_ns(), pid=caller.pid))
 
@@ -231,4 +240,5 @@ class Tree(ABC):
 
     def removexattr(self, ino: int, name: bytes, caller: Caller) -> None:
         self._writable()
+        self.actor = caller
         self._commit(rules.removexattr(self.namespace.inode(ino), name, time.time_ns(), pid=caller.pid))

@@ -141,7 +141,7 @@ async def test_a_listing_goes_on_in_the_next_worker(tmp_path: Path) -> None:
         before = some(session, 0, 1000)
         abandoned(session.directory, tmp_path / "b" / "work")
         session.journal.rotate()
-        await session._compact()
+        await session.compaction.run()
         abandoned(session.directory, tmp_path / "c" / "work")
     for state in ("b", "c"):
         async with Session.open("work", tmp_path / state, adopted=True) as session:

@@ -257,7 +257,7 @@ async def test_a_hundred_thousand_files_are_recovered_in_seconds(tmp_path: Path)
     assert await seconds_to_open(tmp_path) < 10
     async with Session.open("work", tmp_path) as session:
         session.journal.rotate()
-        await session._compact()
+        await session.compaction.run()
         assert segments(session.directory) == [session.journal.segment]
         assert session.journal.size < 100
     assert await seconds_to_open(tmp_path) < 10
