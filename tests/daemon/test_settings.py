@@ -69,3 +69,14 @@ def test_what_is_wrong_is_named_with_the_file(text: str, named: str, tmp_path: P
 def test_a_webhook_reads_its_secret_without_the_newline(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("hush\n")
     assert Webhook(url="http://x", secret_file=str(tmp_path / "secret")).secret() == b"hush"
+
+
+def test_the_operators_guide_shows_every_key_and_is_taken(tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent.parent / "docs/operations.md").read_text()
+    file = tmp_path / "config.toml"
+    file.write_text(guide.split("```toml\n")[1].split("```")[0])
+    settings = load(file)
+    for struct in (settings, settings.policy, settings.workers, settings.webhooks[0]):
+        for field in struct.__struct_fields__:
+            assert f"{field} =" in file.read_text() or field in ("policy", "workers", "webhooks"), field
+    assert settings.policy.quota_bytes == 10 << 30 and settings.webhooks[0].events == ("synced", "conflict", "error")
