@@ -136,3 +136,15 @@ async def test_a_storage_without_a_session_says_what_to_do() -> None:
         await LocalStorage().init("../etc")
     with pytest.raises(ValueError, match="unknown option colour"):
         await LocalStorage().init("work", colour="red")
+
+
+async def test_a_file_that_another_process_made_meanwhile_is_not_replaced(
+    local: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(file: Path, context: object, path: str) -> None:
+        file.write_bytes(b"theirs")
+
+    monkeypatch.setattr(local, "_check", check)
+    with pytest.raises(Conflict):
+        await local.on_write(None, "/f", b"ours", {"if_version": None})
+    assert await local.read("f") == b"theirs"

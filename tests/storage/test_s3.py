@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.storage.conftest import Open
-from tests.storage.faults import FaultProxy
+from tests.storage.faults import Fault, FaultProxy, Seen
 from tests.storage.servers import Server
 from vfs.errors import Conflict
 from vfs.fileref import FileRef
@@ -195,16 +195,64 @@ async def test_a_file_that_shrinks_while_it_is_uploaded_is_not_uploaded(s3: S3St
     assert not await s3.exists("f")
 
 
-async def test_an_upload_that_fails_leaves_no_parts_behind(
-    s3: S3Storage, moto: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_upload_that_fails_leaves_no_parts_behind(proxy: FaultProxy, moto: Server, open_s3: Open) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket())
     ref = await s3.write("f", b"theirs")
-    with pytest.raises(Conflict):
-        await s3.on_write_file(None, "/f", io.BytesIO(b"x" * (20 << 20)), {"if_version": None})
-    with trio.move_on_after(0.05):
-        await s3.on_write_file(None, "/f", io.BytesIO(b"x" * (64 << 20)), {"if_version": ref.version})
+    big = b"x" * (20 << 20)
+    proxy.add(Fault("status", "PUT", "partNumber=3", times=1, status=403, code="AccessDenied"))
+    with pytest.raises(PermissionError):
+        await s3.on_write_file(None, "/f", io.BytesIO(big), {"if_version": ref.version})
+    with trio.CancelScope() as scope:
+
+        def cancel(seen: Seen) -> bool:
+            token.run_sync_soon(scope.cancel)
+            return False
+
+        token = trio.lowlevel.current_trio_token()
+        proxy.add(Fault("reset", "PUT", "partNumber=1", when=cancel))
+        await s3.on_write_file(None, "/f", io.BytesIO(big), {"if_version": ref.version})
+    assert scope.cancelled_caught
+    assert [seen.method for seen in proxy.seen if "?uploads" in seen.target] == ["POST", "POST"]
     assert moto.client().list_multipart_uploads(Bucket=s3.bucket.name).get("Uploads", []) == []
     assert (await s3.stat("f")).version == ref.version
+
+
+async def test_what_others_write_during_an_upload_in_parts_is_not_overwritten(
+    proxy: FaultProxy, moto: Server, open_s3: Open
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    client = moto.client()
+    ref = await s3.write("f", b"ours")
+
+    def write_theirs(seen: Seen) -> bool:
+        client.put_object(Bucket=s3.bucket.name, Key="sessions/work/f", Body=b"theirs")
+        return False
+
+    proxy.add(Fault("reset", "PUT", "partNumber=2", when=write_theirs))
+    with pytest.raises(Conflict):
+        await s3.on_write_file(None, "/f", io.BytesIO(b"x" * (20 << 20)), {"if_version": ref.version})
+    assert await s3.read("f") == b"theirs"
+
+
+async def test_what_others_write_before_a_move_copies_it_is_not_taken_for_ours(
+    proxy: FaultProxy, moto: Server, open_s3: Open
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    client = moto.client()
+    ref = await s3.write("f", b"ours")
+
+    def write_theirs(seen: Seen) -> bool:
+        if "x-amz-copy-source" in seen.headers:
+            client.put_object(Bucket=s3.bucket.name, Key="sessions/work/f", Body=b"theirs")
+        return False
+
+    proxy.add(Fault("reset", "PUT", when=write_theirs))
+    with pytest.raises(Conflict):
+        await s3.on_move(None, "/f", "/g", {"if_version": ref.version})
+    assert await s3.read("f") == b"theirs"
+    # moto ignores this condition, and keeps us only from deleting theirs; AWS keeps the copy from being made too.
+    [copy] = [seen for seen in proxy.seen if "x-amz-copy-source" in seen.headers]
+    assert copy.headers["x-amz-copy-source-if-match"] == f'"{ref.version}"'
 
 
 async def test_a_storage_without_a_session_says_what_to_do() -> None:

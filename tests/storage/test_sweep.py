@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from tests.storage.conftest import Open
 from tests.storage.faults import Fault, FaultProxy
@@ -30,8 +31,10 @@ async def test_versions_delete_markers_and_unfinished_uploads_go_too(s3: S3Stora
 async def test_thousands_of_objects_go_in_few_requests(proxy: FaultProxy, moto: Server, open_s3: Open) -> None:
     s3 = await open_s3(proxy.url, moto.new_bucket())
     client = moto.client()
-    for number in range(1050):
-        client.put_object(Bucket=s3.bucket.name, Key=f"sessions/work/{number}", Body=b"")
+    direct = await open_s3(moto, s3.bucket.name)
+    async with trio.open_nursery() as nursery:
+        for number in range(1050):
+            nursery.start_soon(direct.write, f"{number}", b"")
     await s3.cleanup()
     assert client.list_objects_v2(Bucket=s3.bucket.name)["KeyCount"] == 0
     assert len(proxy.seen) <= 10

@@ -68,6 +68,8 @@ class S3Storage(Backend):
         self.mountpoint: Path | None = None
         self.misfits: tuple[Misfit, ...] = ()
         self.lease: Lease | None = None
+        self.refusal: OSError | None = None
+        """Why nothing may be written any more."""
         self._probing = trio.Lock()
         self._probed = False
 
@@ -210,9 +212,10 @@ class S3Storage(Backend):
         fence = await lease.acquire(steal=steal)
         if lease.held is None:
             raise AssertionError("an acquired lease is held")
-        self.image.epoch = lease.held.epoch
         if fence:
             await self.image.fence(lease.held.epoch)
+        else:
+            self.image.epoch = lease.held.epoch
         self.lease = lease
         return lease
 
@@ -225,7 +228,9 @@ class S3Storage(Backend):
         return listing.files
 
     async def _ready(self) -> None:
-        """Before the first write: whether writes can be conditional here."""
+        """Before a write: whether one may be made, and before the first whether writes can be conditional here."""
+        if self.refusal is not None:
+            raise self.refusal.with_traceback(None)
         if not self._probed:
             async with self._probing:
                 if not self._probed:

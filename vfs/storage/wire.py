@@ -54,11 +54,15 @@ class Wire:
         await self._client.aclose()
 
     async def send(self, method: str, url: str, headers: dict[str, str], body: bytes = b"") -> httpx.Response:
-        """The whole answer, whatever its status. Raises botocore's HTTPClientError where there is none in time."""
+        """The whole answer, whatever its status. Raises botocore's HTTPClientError where there is none in time.
+
+        A write, once begun, is not cancelled: it could still arrive, after a later one of the same object.
+        """
+        request = self._client.build_request(method, url, headers=headers)
+        request.stream = _Pieces(body)
         try:
-            with trio.fail_after(self._timeout):
-                content = _pieces(body) if len(body) > PIECE else body
-                request = self._client.build_request(method, url, headers=headers, content=content)
+            with trio.fail_after(self._timeout) as scope:
+                scope.shield = method not in ("GET", "HEAD")
                 return await self._client.send(request)
         except trio.TooSlowError as e:
             raise ConnectionClosedError(endpoint_url=url.partition("?")[0], error=e) from e
@@ -85,10 +89,20 @@ class _Body(io.BytesIO):
         yield self.read()
 
 
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
-    view = memoryview(body)
-    for start in range(0, len(view), PIECE):
-        yield bytes(view[start : start + PIECE])
+class _Pieces(httpx.AsyncByteStream):
+    """A body in pieces. No generator: one that a failed request leaves unfinished, someone would have to close."""
+
+    def __init__(self, body: bytes) -> None:
+        self._left = memoryview(body)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        piece, self._left = bytes(self._left[:PIECE]), self._left[PIECE:]
+        return piece
 
 
 def _text(value: str | bytes) -> str:
