@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from vfs.description import Row
 from vfs.fileref import FileRef
 from vfs.inode import Inode
 from vfs.records import Adopt
@@ -23,15 +25,19 @@ if TYPE_CHECKING:
 __all__ = ["adopt"]
 
 _BATCH = 1000
-_Row = tuple[int, bytes, int, int, int, int, int, int, str | None, dict[str, str] | None]
+_NOTHING: Mapping[bytes, Row] = MappingProxyType({})
+_Fields = tuple[int, bytes, int, int, int, int, int, int, str | None, dict[str, str] | None]
 
 
-def adopt(session: PersistedSession, refs: Iterable[FileRef]) -> list[tuple[str, str]]:
+def adopt(
+    session: PersistedSession, refs: Iterable[FileRef], described: Mapping[bytes, Row] = _NOTHING
+) -> list[tuple[str, str]]:
     """Inodes for all `refs` whose path is free. The result names those whose path is not, and why.
 
-    The kernel is told of each name, as it may know that there was none.
+    What `described` says of a path's mode, owner and time wins over the FileRef. The kernel is told of each name, as it
+    may know that there was none.
     """
-    rows = _Rows(session)
+    rows = _Rows(session, described)
     refused = []
     for ref in refs:
         why = rows.add(ref)
@@ -46,9 +52,10 @@ def adopt(session: PersistedSession, refs: Iterable[FileRef]) -> list[tuple[str,
 class _Rows:
     """Rows of the next record. `made` are directories that it will make: path -> (ino, uid, gid, session's inode)."""
 
-    def __init__(self, session: PersistedSession) -> None:
+    def __init__(self, session: PersistedSession, described: Mapping[bytes, Row]) -> None:
         self.session = session
-        self.rows: list[_Row] = []
+        self.described = described
+        self.rows: list[_Fields] = []
         self._directories: dict[bytes, tuple[int, int, int]] = {}
         self._names: list[tuple[int, bytes]] = []
         self._now = time.time_ns()
@@ -65,6 +72,11 @@ class _Rows:
         parent, uid, gid = found
         mode = stat.S_IFREG | (0o644 if ref.mode is None else ref.mode & 0o777)
         mtime_ns = int(ref.created_at.timestamp()) * 10**9 if ref.mtime_ns is None else ref.mtime_ns
+        row = self.described.get(path)
+        if row is not None and row.is_file:
+            mode, uid, gid = row.mode, row.uid, row.gid
+            if (row.version, row.size) == (ref.version, ref.size):
+                mtime_ns = row.mtime_ns
         self._row(parent, name, mode, uid, gid, ref.size, mtime_ns, ref.version, ref.metadata or None)
         return None
 
@@ -83,8 +95,11 @@ class _Rows:
             parent = self._directory(parent_path)
             if isinstance(parent, str):
                 return parent
-            ino = self._row(parent[0], name, stat.S_IFDIR | 0o755, parent[1], parent[2], 0, self._now, None, None)
-            found = ino, parent[1], parent[2]
+            mode, uid, gid, mtime_ns = stat.S_IFDIR | 0o755, parent[1], parent[2], self._now
+            row = self.described.get(path)
+            if row is not None and stat.S_ISDIR(row.mode):
+                mode, uid, gid, mtime_ns = row.mode, row.uid, row.gid, row.mtime_ns
+            found = self._row(parent[0], name, mode, uid, gid, 0, mtime_ns, None, None), uid, gid
         self._directories[path] = found
         return found
 

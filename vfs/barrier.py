@@ -7,15 +7,12 @@ that began after the barrier has succeeded. Who writes a file all the time does 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
-
-import trio
 
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
 
-__all__ = ["barrier", "run_barrier"]
+__all__ = ["barrier"]
 
 
 async def barrier(session: PersistedSession) -> bool:
@@ -83,10 +80,3 @@ def _reached(session: PersistedSession, ino: int, generation: int) -> bool:
             if held is None or held.ino != ino or held.generation < generation:
                 return False
     return True
-
-
-async def run_barrier(session: PersistedSession, within: float | None) -> bool:
-    """`barrier`, given up after `within` seconds (False)."""
-    with trio.move_on_after(math.inf if within is None else within):
-        return await barrier(session)
-    return False

@@ -10,9 +10,9 @@ Sizes are those of the files, so a sparse or partly fetched file counts for more
 from __future__ import annotations
 
 import errno
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-import cachetools
 import trio
 
 from vfs.errors import error
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache"]
 
+LULL = 0.02  # between two looks at what has become clean: each looks at all that is dirty
+
 
 class Cache:
     """`used` is what the backing files take, by their files' sizes. An observer of its session."""
@@ -31,7 +33,7 @@ class Cache:
     def __init__(self, session: PersistedSession) -> None:
         self.session = session
         self.used = 0
-        self._sizes: cachetools.LRUCache[int, int] = cachetools.LRUCache(1 << 62, getsizeof=lambda size: size + 1)
+        self._sizes: OrderedDict[int, int] = OrderedDict()  # least recently used first
 
     @property
     def limit(self) -> int | None:
@@ -61,10 +63,9 @@ class Cache:
 
     def touch(self, inode: Inode) -> None:
         """The file's content is here, and was just used."""
-        before = self._sizes.get(inode.ino)
-        if before != inode.size:
-            self.used += inode.size - (before or 0)
-            self._sizes[inode.ino] = inode.size
+        self.used += inode.size - self._sizes.get(inode.ino, 0)
+        self._sizes[inode.ino] = inode.size
+        self._sizes.move_to_end(inode.ino)
 
     def _forget(self, ino: int) -> None:
         size = self._sizes.pop(ino, None)
@@ -86,6 +87,7 @@ class Cache:
                 writeback.hurry()
                 while self.used + length > limit:
                     await writeback.progressed.wait()
+                    await trio.sleep(LULL)
                     self.trim(limit - length)
                 return
         finally:

@@ -40,7 +40,10 @@ _PIECE = 8 << 20
 def conflict_name(name: bytes, session_id: str, number: int) -> bytes:
     """The name of the n-th copy of ours beside `name`: at most 255 bytes, the extension's place kept readable."""
     suffix = f".conflict-{session_id}-{number}".encode()
-    return name[: 255 - len(suffix)] + suffix
+    end = min(len(name), 255 - len(suffix))
+    while end < len(name) and name[end] & 0xC0 == 0x80:  # in the middle of a character
+        end -= 1
+    return name[:end] + suffix
 
 
 class Conflicts:

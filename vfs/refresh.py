@@ -132,7 +132,7 @@ class Refresh:
         self.refused = {path: why for path, why in self.refused.items() if not self._mine(os.fsencode(path), route)}
         for first in range(0, len(new), SLICE):
             free = [ref for ref in new[first : first + SLICE] if not self._busy(os.fsencode(ref.path))]
-            refused = dict(adopt(self.session, free))
+            refused = dict(adopt(self.session, free, self.session.described(route)))
             for name in refused.keys() - self.refused.keys():
                 log.warning("%s: %r is left out: %s", self.session.id, name, refused[name])
             self.refused.update(refused)

@@ -162,7 +162,7 @@ class WriteBack:
 
     async def _mark_under(self, prefix: bytes) -> None:
         inode = self.session.at(prefix)
-        if inode is None or inode.entries is None:
+        if inode is None or inode.entries is None or self.namespace.remote.get(prefix) is not None:
             self._mark(prefix)
         count = 0
         for path in [path for path in self.namespace.remote.under(prefix) if path != prefix]:

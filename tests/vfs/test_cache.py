@@ -1,0 +1,109 @@
+"""The cache keeps to its limit, and nothing that is not in the persistence is ever dropped for it."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.vfs.shelf import BigShelf, Shelf, content, put, routes
+from vfs.options import Options
+from vfs.policy import Policy
+from vfs.session import Session
+from vfs.tree import KERNEL
+
+KIB = 1 << 10
+
+
+def opened(tmp_path: Path, target: object, limit: int, **options: Any) -> Any:
+    return Session.open(
+        "s",
+        tmp_path,
+        routes=routes(target),
+        policy=Policy(cache_bytes=limit),
+        options=Options(refresh_interval=None, **options),
+    )
+
+
+def here(tmp_path: Path) -> int:
+    return sum(path.stat().st_size for path in (tmp_path / "s" / "content").iterdir())
+
+
+async def test_clean_files_go_least_recently_used_first(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf, 300 * KIB) as session:
+        inos = []
+        for n in range(3):
+            inos.append(await put(session, f"{n}", b"%d" % n * (100 * KIB)))
+            await session.sync()
+        await content(session, "0")
+        inos.append(await put(session, "3", b"3" * (100 * KIB)))
+        assert [session.namespace.inode(ino).remote for ino in inos] == [False, True, False, False]
+        assert here(tmp_path) <= 300 * KIB
+        for n in range(4):
+            assert await content(session, f"{n}") == b"%d" % n * (100 * KIB)
+
+
+async def test_reading_more_than_the_limit_keeps_to_it(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = BigShelf()
+    for n in range(20):
+        shelf.put(f"/{n}", b"%d" % (n % 10) * (100 * KIB))
+    async with opened(tmp_path, shelf, 300 * KIB) as session:
+        for n in range(20):
+            assert await content(session, f"{n}") == b"%d" % (n % 10) * (100 * KIB)
+            assert here(tmp_path) <= 400 * KIB
+
+
+async def test_writers_wait_for_uploads_and_no_byte_is_lost(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    shelf.delay = lambda: 0.5
+    async with opened(tmp_path, shelf, 300 * KIB) as session:
+        for n in range(10):
+            await put(session, f"{n}", b"%d" % n * (100 * KIB))
+            assert here(tmp_path) <= 400 * KIB
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {f"/{n}": b"%d" % n * (100 * KIB) for n in range(10)}
+
+
+async def test_a_cache_full_of_dirty_data_is_enospc_after_a_while_and_deletes_always_work(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Shelf()
+    down = True
+
+    def fault(operation: str, path: str) -> None:
+        if down:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    async with opened(tmp_path, shelf, 300 * KIB, cache_wait=20, stop_timeout=1) as session:
+        shelf.fault = fault
+        for n in range(3):
+            await put(session, f"{n}", b"x" * (100 * KIB))
+        ino = session.create(1, b"more", 0o644, KERNEL).ino
+        began = trio.current_time()
+        with pytest.raises(OSError) as caught:
+            await session.write(ino, 0, b"x" * (100 * KIB))
+        assert caught.value.errno == errno.ENOSPC
+        assert 20 <= trio.current_time() - began < 21
+        assert await content(session, "1") == b"x" * (100 * KIB)
+        session.unlink(1, b"0", KERNEL)
+        assert await session.write(ino, 0, b"x" * (100 * KIB)) == 100 * KIB
+        down = False
+        session.release(ino)
+        assert (await session.sync()).pending == 0
+
+
+async def test_what_was_changed_in_the_persistence_while_it_was_dropped_is_what_comes_back(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf, 100 * KIB) as session:
+        await put(session, "a", b"a" * (90 * KIB))
+        await session.sync()
+        await put(session, "b", b"b" * (90 * KIB))
+        shelf.put("/a", b"theirs")
+        assert await content(session, "a") == b"theirs"

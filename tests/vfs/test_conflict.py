@@ -1,0 +1,166 @@
+"""When someone else changes the same file in the persistence, both versions are kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trio.testing import MockClock
+
+from tests.vfs.shelf import BigShelf, Crash, Shelf, content, put, routes
+from vfs.conflict import conflict_name
+from vfs.options import Options
+from vfs.session import Session
+from vfs.tree import KERNEL
+
+QUIETLY = Options(refresh_interval=None)
+
+
+def opened(tmp_path: Path, target: object, **policy: Any) -> Any:
+    return Session.open("s", tmp_path, routes=routes(target, **policy), options=QUIETLY)
+
+
+def names(session: Any) -> list[str]:
+    return sorted(os.fsdecode(name) for name in session.namespace.root.entries)
+
+
+@pytest.mark.parametrize("kind", [Shelf, BigShelf])
+async def test_theirs_keeps_the_name_and_ours_is_uploaded_beside_it(
+    tmp_path: Path, autojump_clock: MockClock, kind: type[Shelf], caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf = kind()
+    async with opened(tmp_path, shelf) as session:
+        told: list[Any] = []
+        session.invalidate = lambda names, inos: told.extend(names)
+        ino = await put(session, "a.txt", b"base")
+        await session.sync()
+        shelf.put("/a.txt", b"theirs")
+        await session.write(ino, 0, b"ours")
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/a.txt": b"theirs", "/a.txt.conflict-s-1": b"ours"}
+        assert await content(session, "a.txt") == b"theirs"
+        assert await content(session, "a.txt.conflict-s-1") == b"ours"
+        assert (1, b"a.txt") in told
+        assert "a.txt.conflict-s-1" in caplog.text
+        assert session.writeback.transfer.conflicts.count == 1
+
+
+async def test_a_second_conflict_gets_the_next_number(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        for n in (1, 2):
+            await put(session, "a", b"ours %d" % n)
+            shelf.put("/a", b"theirs %d" % n)
+            await session.sync()
+        assert shelf.contents == {
+            "/a": b"theirs 2",
+            "/a.conflict-s-1": b"ours 1",
+            "/a.conflict-s-2": b"ours 2",
+        }
+
+
+async def test_the_same_content_is_no_conflict(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        shelf.put("/a", b"the same")
+        await put(session, "a", b"the same")
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/a": b"the same"}
+        assert names(session) == ["a"]
+
+
+async def test_an_edit_of_what_they_deleted_creates_it_again(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        ino = await put(session, "a", b"base")
+        await session.sync()
+        del shelf.files["/a"]
+        await session.write(ino, 0, b"edit")
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/a": b"edit"}
+        assert names(session) == ["a"]
+
+
+async def test_what_they_changed_is_not_deleted_but_comes_back(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "a", b"base")
+        await session.sync()
+        shelf.put("/a", b"theirs")
+        session.unlink(1, b"a", KERNEL)
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/a": b"theirs"}
+        assert await content(session, "a") == b"theirs"
+
+
+async def test_a_move_does_not_overwrite_what_it_does_not_know(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "a", b"ours")
+        await session.sync()
+        shelf.put("/b", b"theirs")
+        session.rename(1, b"a", 1, b"b", 0, KERNEL)
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/b": b"theirs", "/b.conflict-s-1": b"ours"}
+
+
+async def test_a_clean_file_that_they_changed_is_moved_with_their_change(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "a", b"base")
+        await session.sync()
+        shelf.put("/a", b"theirs")
+        session.rename(1, b"a", 1, b"b", 0, KERNEL)
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/b": b"theirs"}
+        assert await content(session, "b") == b"theirs"
+
+
+async def test_a_program_that_has_the_file_open_goes_on_with_its_own(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        ino = await put(session, "a", b"base")
+        await session.sync()
+        await session.open_file(ino, os.O_RDWR, KERNEL)
+        shelf.put("/a", b"theirs")
+        await session.write(ino, 0, b"mine")
+        await session.sync()
+        await session.write(ino, 4, b" more")
+        session.release(ino)
+        await session.sync()
+        assert shelf.contents == {"/a": b"theirs", "/a.conflict-s-1": b"mine more"}
+
+
+async def test_a_crash_in_the_middle_of_a_conflict_loses_neither(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf()
+
+    def crash(*arguments: object) -> None:
+        raise Crash
+
+    with pytest.raises(Crash):
+        async with opened(tmp_path, shelf) as session:
+            ino = await put(session, "a", b"base")
+            await session.sync()
+            shelf.put("/a", b"theirs")
+            await session.write(ino, 0, b"ours")
+            monkeypatch.setattr("vfs.conflict.adopt", crash)
+            await session.sync(within=1)
+            raise Crash
+    monkeypatch.undo()
+    async with opened(tmp_path, shelf) as session:
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/a": b"theirs", "/a.conflict-s-1": b"ours"}
+        assert names(session) == ["a", "a.conflict-s-1"]
+
+
+def test_a_conflicts_name_fits_into_a_directory() -> None:
+    name = conflict_name(b"x" * 255, "session", 12)
+    assert len(name) == 255
+    assert name.endswith(b".conflict-session-12")
+    assert conflict_name("é".encode() * 127, "session", 12).decode().endswith("é.conflict-session-12")
