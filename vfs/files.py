@@ -17,40 +17,34 @@ import os
 import stat
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 import trio
 
 from vfs.errors import error
 from vfs.fileref import FileRef, compute_checksum, guess_content_type
-from vfs.globs import Globs, Walk
+from vfs.globs import Globs
 from vfs.inode import Inode
 from vfs.namespace import ROOT
+from vfs.paths import Name, Spot, find, parts, shown
 from vfs.rules import RENAME_NOREPLACE, Changes
+from vfs.stats import Stats, count
 from vfs.tree import KERNEL, UNNAMED, Caller
 
 if TYPE_CHECKING:
+    from vfs.persisted import PersistedSession
+    from vfs.refresh import Refreshed
+    from vfs.reset import Reset
+    from vfs.routes import Route
     from vfs.session import Session
     from vfs.storage.base import Descriptor, Fetch
 
-__all__ = ["Files", "Name"]
+__all__ = ["FileRefs", "Files"]
 
-Name: TypeAlias = str | bytes
 FileRefs: TypeAlias = list[FileRef]
 
 PIECE = 1 << 20
-SYMLINKS = 40  # MAXSYMLINKS, linux/namei.h
-_EVERY_NAME: Walk = frozenset()
-
-
-class Spot(NamedTuple):
-    """Where a path leads: an entry of a directory, and the inode there, if there is one. `name` b"": a directory that
-    was reached other than by its name."""
-
-    parent: int
-    name: bytes
-    inode: Inode | None
 
 
 class Files:
@@ -90,13 +84,12 @@ class Files:
 
     async def append(self, path: Name, content: bytes) -> FileRef:
         """More at the end of a file, which is made if it is not there. A reader may see a part of a long one."""
-        spot = self._spot(path, make=True)
-        if spot.inode is None:
+        if self._spot(path, make=True).inode is None:
             return await self._put(path, content, None, replace=False)
         async with self._opened(path, os.O_WRONLY) as inode:
             await self._settle(inode)
             await self._write_all(inode, inode.size, content)
-        return self._ref(_shown(path), inode)
+        return self._ref(shown(path), inode)
 
     async def _put(self, path: Name, content: bytes, mode: int | None, *, replace: bool) -> FileRef:
         spot = self._spot(path, make=True)
@@ -111,7 +104,7 @@ class Files:
             self.session.publish(inode.ino, spot.parent, spot.name, self.caller)
         finally:
             self.session.release(inode.ino)
-        return msgspec.structs.replace(self._ref(_shown(path), inode), checksum=compute_checksum(content))
+        return msgspec.structs.replace(self._ref(shown(path), inode), checksum=compute_checksum(content))
 
     def _check_target(self, spot: Spot, path: Name, replace: bool) -> None:
         if spot.inode is not None and not replace:
@@ -168,7 +161,7 @@ class Files:
         if not inode.is_file:
             raise error(errno.EISDIR if inode.is_dir else errno.EINVAL, path)
         await self._settle(inode)
-        ref = self._ref(_shown(path), inode)
+        ref = self._ref(shown(path), inode)
         if checksum:
             ref = msgspec.structs.replace(ref, checksum=compute_checksum(await self.read(path)))
         return ref
@@ -179,7 +172,7 @@ class Files:
         top = self._there(directory)
         if not top.is_dir:
             raise error(errno.ENOTDIR, directory)
-        prefix = _shown(directory)
+        prefix = shown(directory)
         globs = None if pattern is None else Globs([pattern])
         found = []
         for path, inode in self._below(top, prefix, globs):
@@ -231,7 +224,7 @@ class Files:
         source = self._spot(old, follow=False)
         if source.inode is None:
             raise error(errno.ENOENT, old)
-        if _parts(old) == _parts(new):
+        if parts(old) == parts(new):
             return
         target = self._spot(new, follow=False, make=True)
         if not (source.name and target.name):
@@ -279,6 +272,55 @@ class Files:
 
         return await land(self.write, descriptors, fetch)
 
+    # ---- the session as a whole
+
+    async def refresh(self) -> Refreshed:
+        """Take up now what others changed in the persistences; nothing in a session that has none."""
+        persisted = self._persisted()
+        from vfs.refresh import Refreshed
+
+        return Refreshed() if persisted is None else await persisted.refresh()
+
+    async def add_route(self, route: Route) -> Refreshed:
+        """A persistence for a directory, in a session that is in use: what is there goes to it, what it has appears.
+        ValueError if the directory has a route already; ENOTSUP for a session that was opened without any;
+        what listing it raises, after which it is there all the same."""
+        persisted = self._persisted()
+        if persisted is None:
+            raise error(errno.ENOTSUP, self.session.id, "it was opened without routes")
+        persisted.routes.add(route)
+        persisted.writeback.note_all()
+        return await persisted.refresh()
+
+    async def stats(self) -> Stats:
+        """How many files and bytes are where."""
+        return await count(self.session, self._persisted())
+
+    async def reset(self, *, force: bool = False) -> Reset:
+        """Drop clean content that is kept here and list the persistences anew. Unsaved changes stay, unless `force`
+        gives them up. ENOTSUP for a session that is nowhere but here."""
+        persisted = self._persisted()
+        if persisted is None:
+            raise error(errno.ENOTSUP, self.session.id, "nothing but this session has its files")
+        from vfs.reset import reset
+
+        return await reset(persisted, force=force)
+
+    def register(self, files: Iterable[FileRef | str]) -> None:
+        """Files that are known to be in the persistence are in the session, without being read or listed: all, or
+        none (EEXIST, EINVAL; ENOTSUP where there is no persistence to read them from)."""
+        persisted = self._persisted()
+        if persisted is None:
+            raise error(errno.ENOTSUP, self.session.id, "there is no persistence that could have them")
+        from vfs.reset import register
+
+        register(persisted, files)
+
+    def _persisted(self) -> PersistedSession | None:
+        from vfs.persisted import PersistedSession  # a Session itself, so it cannot be imported before that
+
+        return self.session if isinstance(self.session, PersistedSession) else None
+
     # ---- paths
 
     def _there(self, path: Name) -> Inode:
@@ -288,41 +330,10 @@ class Files:
         return inode
 
     def _spot(self, path: Name, *, follow: bool = True, make: bool = False) -> Spot:
-        """Where the path leads. `follow`: also a symlink at its end; `make`: directories on the way that are
-        missing."""
-        at, parts, links = ROOT, list(reversed(_parts(path))), 0
-        while parts:
-            name = parts.pop()
-            if name in (b"", b"."):
-                continue
-            if name == b"..":
-                if at == ROOT:
-                    raise error(errno.EXDEV, path, "a symlink leads out of the session")
-                at = self.session.lookup(at, b"..").ino
-                continue
-            try:
-                inode = self.session.lookup(at, name)
-            except FileNotFoundError:
-                if not parts:
-                    return Spot(at, name, None)
-                if not make:
-                    raise
-                inode = self.session.mkdir(at, name, 0o755, self.caller)
-            if inode.is_symlink and (follow or parts):
-                links += 1
-                if links > SYMLINKS:
-                    raise error(errno.ELOOP, path)
-                if inode.target.startswith(b"/"):
-                    raise error(errno.EXDEV, path, "a symlink leads out of the session")
-                parts.extend(reversed(inode.target.split(b"/")))
-            elif not parts:
-                return Spot(at, name, inode)
-            else:
-                at = inode.ino
-        return Spot(at, b"", self.session.getattr(at))
+        return find(self.session, path, self.caller, follow=follow, make=make)
 
     def _below(self, top: Inode, prefix: str, globs: Globs | None) -> Iterator[tuple[str, Inode]]:
-        stack = [(top.ino, prefix, _EVERY_NAME if globs is None else globs.start)]
+        stack = [(top.ino, prefix, frozenset() if globs is None else globs.start)]
         while stack:
             ino, prefix, walk = stack.pop()
             for dentry in list(self.session.readdir(ino, 0)):
@@ -352,17 +363,3 @@ class Files:
             mode=stat.S_IMODE(inode.mode),
             metadata=self._metadata(inode),
         )
-
-
-def _parts(path: Name) -> list[bytes]:
-    """The names that a path is made of; EINVAL if one cannot be in it."""
-    raw = path.encode("utf-8", "surrogateescape") if isinstance(path, str) else path
-    parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
-    if b".." in parts or b"\0" in raw:
-        raise error(errno.EINVAL, path, "a path with '..' or NUL")
-    return parts
-
-
-def _shown(path: Name) -> str:
-    """The path as a FileRef has it: relative, without what means nothing."""
-    return os.fsdecode(b"/".join(_parts(path)))

@@ -274,6 +274,19 @@ async def test_both_names_of_a_hard_link_are_files_there(tmp_path: Path, autojum
         assert shelf.contents == {"/a": b"two", "/b": b"two"}
 
 
+async def test_a_file_in_whose_place_a_directory_is_goes_from_the_persistence(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "a", b"file")
+        await session.sync()
+        session.unlink(1, b"a", KERNEL)
+        await put(session, "a/b", b"below")
+        await session.sync()
+        assert shelf.contents == {"/a/b": b"below"}
+
+
 async def test_what_is_local_only_is_never_written(tmp_path: Path, autojump_clock: MockClock) -> None:
     shelf = Shelf()
     async with opened(tmp_path, shelf, local_only=["node_modules"]) as session:
