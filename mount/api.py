@@ -154,6 +154,14 @@ async def sync_session(daemon: Daemon, request: Request) -> Response:
     return answer(await daemon.sync(request.path_params["session"], peer_of(request)))
 
 
+async def refresh_session(daemon: Daemon, request: Request) -> Response:
+    return answer(await daemon.refresh(request.path_params["session"], peer_of(request)))
+
+
+async def flush_session(daemon: Daemon, request: Request) -> Response:
+    return answer(await daemon.flush(request.path_params["session"], peer_of(request)))
+
+
 async def wait_for_session(daemon: Daemon, request: Request) -> Response:
     hosted = daemon.get(request.path_params["session"])
     return answer(await hosted.wait(number(request, "timeout", 30.0, 3600.0)))
@@ -230,6 +238,8 @@ ROUTES: Final = (
     Route("POST", _SESSION + "/unmount", "Sync and unmount it", unmount_session, 200, Unmount, SessionReceipt),
     Route("PATCH", _SESSION + "/policy", "Change its policy", change_policy, 200, dict[str, Any], SessionStatus),
     Route("POST", _SESSION + "/sync", "All that was written before is persisted", sync_session, answer=SessionReceipt),
+    Route("POST", _SESSION + "/refresh", "Take up others' changes now", refresh_session, answer=dict[str, int]),
+    Route("POST", _SESSION + "/flush", "Try what is pending now", flush_session, answer=SessionStatus),
     Route(
         "GET",
         _SESSION + "/wait",

@@ -116,6 +116,12 @@ class Client:
         """As long as it takes."""
         return self._ask(SessionReceipt, "POST", _path(session, "sync"), timeout=None)
 
+    def refresh(self, session: str) -> dict[str, int]:
+        return self._ask(dict[str, int], "POST", _path(session, "refresh"), timeout=None)
+
+    def flush(self, session: str) -> SessionStatus:
+        return self._ask(SessionStatus, "POST", _path(session, "flush"))
+
     def wait(self, session: str, seconds: float) -> SessionHealth:
         return self._ask(
             SessionHealth, "GET", _path(session, "wait"), params={"timeout": seconds}, timeout=seconds + 15

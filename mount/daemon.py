@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 300.0
+REFRESH_LIMIT: Final = 600.0  # seconds for a listing; one of a million objects takes some minutes
 SYNC_LIMIT: Final = 24 * 3600.0  # seconds; a first upload of a large session takes hours
 
 T = TypeVar("T")
@@ -177,7 +178,8 @@ class Daemon:
                 hosted.mounted.config = msgspec.structs.replace(  # of later workers
                     hosted.mounted.config, policy=policy, idle_after=policy.idle_seconds or 0.0
                 )
-                await hosted.ask("policy", self.settings.deadline, policy=msgspec.to_builtins(policy))
+                while not await hosted.ask("policy", self.settings.deadline, policy=msgspec.to_builtins(policy)):
+                    await hosted.renew()
         return await hosted.status()
 
     async def sync(self, session: str, peer: Peer) -> SessionReceipt:
@@ -187,6 +189,19 @@ class Daemon:
         if hosted.mounted is None and hosted.definition.receipt is not None:
             return msgspec.convert(hosted.definition.receipt, SessionReceipt)
         return msgspec.convert(await hosted.ask("sync", SYNC_LIMIT), SessionReceipt)
+
+    async def refresh(self, session: str, peer: Peer) -> dict[str, int]:
+        """Take up now what others changed in the storage: how many files are new, changed and gone."""
+        hosted = self.get(session)
+        await self.note("session.refresh", session, peer)
+        return msgspec.convert(await hosted.ask("refresh", REFRESH_LIMIT), dict[str, int])
+
+    async def flush(self, session: str, peer: Peer) -> SessionStatus:
+        """Have everything that is pending tried now, whatever pauses were left; it is not waited for."""
+        hosted = self.get(session)
+        await self.note("session.flush", session, peer)
+        await hosted.ask("flush", self.settings.deadline)
+        return await hosted.status()
 
     async def statuses(self) -> list[SessionStatus]:
         """Of all sessions, by id, asked at once: a worker that hangs costs its own deadline, not everyone's."""

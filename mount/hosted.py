@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -94,6 +95,14 @@ class Hosted:
                 self.mounted.wake()
                 await trio.sleep(0.05)
         raise TimeoutError(f"session {self.session!r}: no answer to {what} within {seconds:g} s")
+
+    async def renew(self) -> None:
+        """Have another worker serve, by the config that there is now: one slow request, for who makes one."""
+        assert self.mounted is not None
+        worker = self.mounted.worker
+        if worker is not None and not worker.gone.is_set():
+            worker.child.kill(signal.SIGKILL)
+            await worker.gone.wait()
 
     async def status(self) -> SessionStatus:
         definition = self.definition

@@ -128,6 +128,14 @@ class Operations(pyfuse3.Operations):
             if count % 100 == 99:
                 await trio.lowlevel.checkpoint()
 
+    async def forget_names(self) -> None:
+        """The kernel looks every name up anew: what is hidden is another now."""
+        for count, inode in enumerate(list(self.session.namespace.inodes.values())):
+            for dentry in inode.dentries:
+                pyfuse3.invalidate_entry_async(dentry.parent.ino, dentry.name, ignore_enoent=True)
+            if count % 100 == 99:
+                await trio.lowlevel.checkpoint()
+
     # ---- names
 
     @_answered

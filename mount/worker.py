@@ -5,7 +5,7 @@ stop (everything synced), to retire (the session closed, nothing waited for: ano
 mount is gone. A supervisor talks to it over the channel it was started with; a later supervisor, when that one is
 dead, finds the socket `worker.sock` in the state directory. The worker outlives its supervisor and does not notice.
 
-Calls: `status`, `sync`, `ping`, `policy`, `probe`, `descriptor`, `supervisor`, `stop`,
+Calls: `status`, `sync`, `ping`, `policy`, `refresh`, `flush`, `probe`, `descriptor`, `supervisor`, `stop`,
 `retire`. The zygote forks workers; nothing
 else imports this.
 """
@@ -39,8 +39,11 @@ from mount.rendezvous import Rendezvous
 from mount.repeated import Repeated
 from mount.suspicion import Suspicion, refuse
 from vfs import failpoints
+from vfs.guarded import Guarded
+from vfs.persisted import PersistedSession
 from vfs.policy import Policy
 from vfs.receipt import Receipt as SessionReceipt
+from vfs.refresh import Refreshed
 from vfs.replay import match
 from vfs.session import Session
 
@@ -169,7 +172,12 @@ class Worker:
         if name == "sync":
             return Answer(told(await self.session.sync()))
         if name == "policy":
-            await self._apply(msgspec.convert(arguments["policy"], Policy))
+            return Answer(await self._apply(msgspec.convert(arguments["policy"], Policy)))
+        if name == "refresh":
+            return Answer(await self._refresh())
+        if name == "flush":
+            if isinstance(self.session, PersistedSession):
+                self.session.writeback.hurry()
             return Answer()
         if name == "probe":
             Probe(self.operations, arguments["name"], self.session.directory)
@@ -194,12 +202,26 @@ class Worker:
             await trio.sleep(0.005)  # an event that is set at each request would cost every request
         return Answer({"requests": self.device.waits})
 
-    async def _apply(self, policy: Policy) -> None:
-        """A new policy, and the kernel's caches without what the old one said."""
-        owner = self.session.owner
-        self.session.apply(policy)
-        if self.session.owner != owner:
+    async def _refresh(self) -> dict[str, int]:
+        """How many files appeared, changed and went; nothing can have where nobody else has them."""
+        if not isinstance(self.session, PersistedSession):
+            return msgspec.structs.asdict(Refreshed())
+        return msgspec.structs.asdict(await self.session.refresh())
+
+    async def _apply(self, policy: Policy) -> bool:
+        """A new policy, and the kernel's caches without what the old one said. False: only another worker can, because
+        this session looks up no globs; whoever hides something in it has it replaced."""
+        session, before = self.session, self.session.policy
+        session.apply(policy)
+        if isinstance(session, Guarded):
+            session.routes.govern(policy.hidden, policy.local_only)
+        elif policy.hidden:
+            return False
+        if (policy.uid, policy.gid) != (before.uid, before.gid):
             await self.operations.forget_attributes()
+        if policy.hidden or before.hidden:
+            await self.operations.forget_names()
+        return True
 
     @property
     def supervised(self) -> bool:

@@ -150,6 +150,12 @@ class Routes:
         self.generation += 1
         self._forget()
 
+    def govern(self, hidden: Iterable[str], local_only: Iterable[str]) -> None:
+        """Other globs of the session's own, also while it is in use. ValueError for what is no glob."""
+        self._hidden, self._local_only = Globs(hidden), Globs(local_only)
+        self.generation += 1
+        self._forget()
+
     def for_path(self, parts: Iterable[bytes], is_directory: bool = False) -> Place:
         """The place of the path with these names. What is not the last is a directory anyhow."""
         place = self.root

@@ -122,6 +122,35 @@ def test_a_policy_change_takes_effect_without_a_remount(serving: Serve) -> None:
     daemon.run("policy", "a", "--quota-bytes=-1", status=1)
 
 
+def test_what_is_hidden_can_be_changed_while_it_is_used(daemon: Serving) -> None:
+    daemon.run("new", "a")
+    secret, plain = daemon.root / "a/.env", daemon.root / "a/plain"
+    secret.write_text("hush")
+    plain.write_text("x")
+    with plain.open() as held:
+        for _ in range(2):
+            daemon.run("policy", "a", "--hidden", ".env")
+            assert not secret.exists() and sorted(os.listdir(daemon.root / "a")) == ["plain"]
+            daemon.run("policy", "a", "--unset", "hidden")
+            assert secret.read_text() == "hush"
+        assert held.read() == "x"
+
+
+def test_refresh_and_flush_reach_the_storage(daemon: Serving, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    daemon.run("new", "a", "--storage", f"file://{store}")
+    (daemon.root / "a/mine").write_text("mine")
+    daemon.run("flush", "a")
+    daemon.run("sync", "a")
+    (tree,) = {path.parent for path in store.rglob("mine")}
+    (tree / "theirs").write_text("theirs")
+    assert daemon.json("refresh", "a")["new"] == 1
+    assert (daemon.root / "a/theirs").read_text() == "theirs"
+    daemon.run("new", "b")
+    assert daemon.json("refresh", "b") == {"new": 0, "changed": 0, "gone": 0}
+
+
 def test_a_policy_survives_the_death_of_the_worker(daemon: Serving) -> None:
     daemon.run("new", "a")
     daemon.run("policy", "a", "--quota-inodes", "1")
