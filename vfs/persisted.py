@@ -11,22 +11,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 import trio
 
-from vfs.barrier import run_barrier
+from vfs.barrier import barrier
 from vfs.cache import Cache
 from vfs.content import Content
+from vfs.describe import Describe
+from vfs.description import Row
 from vfs.errors import error
 from vfs.fileref import FileRef
 from vfs.guarded import Guarded
 from vfs.hydrate import Hydration
 from vfs.inode import Inode
 from vfs.journal import Journal
-from vfs.namespace import Namespace
+from vfs.namespace import ROOT, Namespace
 from vfs.options import Options
+from vfs.pending import PERMANENT
 from vfs.policy import Policy
 from vfs.receipt import Pending, Receipt, StoredFile
 from vfs.records import Record, Unlink
@@ -64,7 +68,11 @@ class PersistedSession(Guarded):
         self.cache = Cache(self)
         self.listing = Refresh(self)
         self.observers += [self.writeback, self.hydration, self.cache, self.listing]
-        self.foreign = False  # what is being committed was done by someone else, in the persistence
+        self.descriptions = [
+            Describe(self, route, route.persistence)
+            for route in routes
+            if route.persistence is not None and {"on_load_image", "on_save_image"} <= route.persistence.can
+        ]
         self._frozen: dict[int, trio.Event] = {}
         self._stored: dict[bytes, StoredFile] = {}
         self._closed = False
@@ -72,7 +80,14 @@ class PersistedSession(Guarded):
     async def _start(self) -> None:
         self.hydration.begin()
         self.cache.begin()
+        before = frozenset(self.namespace.inodes) if self.namespace.next_ino > ROOT + 1 else frozenset()
+        for description in self.descriptions:
+            await description.begin(fresh=not before)
         await self.listing.begin()
+        for description in self.descriptions:
+            await description.take_up(before)
+            self.observers.append(description)
+            self._nursery.start_soon(description.run)
         self.writeback.note_all()
         self._nursery.start_soon(self.writeback.run)
         if self.options.refresh_interval is not None:
@@ -105,6 +120,13 @@ class PersistedSession(Guarded):
         finally:
             self.foreign = False
 
+    def described(self, route: Route) -> Mapping[bytes, Row]:
+        """What is known of the route's files beside the listing."""
+        return next((found.rows for found in self.descriptions if found.route is route), {})
+
+    def let_go(self, inode: Inode) -> None:
+        self._let_go(inode)
+
     def drop_name(self, record: Unlink) -> None:
         """A file that someone else deleted in the persistence."""
         inode = self.namespace.inodes[record.parent]
@@ -117,9 +139,6 @@ class PersistedSession(Guarded):
     def outdated(self, names: Iterable[tuple[int, bytes]], inos: Iterable[int]) -> None:
         """What the kernel has cached of these is not true any more."""
         self.invalidate(list(names), list(inos))
-
-    def is_open(self, ino: int) -> bool:
-        return ino in self._opens
 
     @contextlib.asynccontextmanager
     async def frozen(self, ino: int) -> AsyncIterator[None]:
@@ -150,10 +169,10 @@ class PersistedSession(Guarded):
         self._stored.pop(path, None)
 
     def failed(self, path: bytes, e: OSError) -> None:
-        pass
+        self._events.failed(path, e)
 
     def conflicted(self, path: bytes, beside: bytes | None, ref: FileRef) -> None:
-        pass
+        self._events.conflicted(path, beside)
 
     # ---- requests
 
@@ -183,6 +202,8 @@ class PersistedSession(Guarded):
         if inode.remote and inode.is_file:
             await self.cache.admit(0)
             await self.hydration.before_read(inode, offset, size)
+            self.cache.touch(inode)
+        elif self.cache.limit is not None:
             self.cache.touch(inode)
         return await super().read(ino, offset, size)
 
@@ -259,10 +280,23 @@ class PersistedSession(Guarded):
         Without `within` (seconds) it waits as long as that takes, but not for errors that will not pass by themselves.
         """
         await super().sync()
-        await run_barrier(self, within)
+        with trio.move_on_after(math.inf if within is None else within):
+            await barrier(self)
+            await self._save_descriptions()
         receipt = self.receipt()
         self._stored = {}
         return receipt
+
+    async def _save_descriptions(self) -> None:
+        for description in self.descriptions:
+            while description.pending:
+                try:
+                    await description.save()
+                except OSError as e:
+                    description.error = e
+                    if e.errno in PERMANENT:
+                        break
+                    await trio.sleep(1)
 
     def receipt(self) -> Receipt:
         """Beside what there is: what was stored since the last sync, and what is pending, and why."""
@@ -272,11 +306,13 @@ class PersistedSession(Guarded):
             Pending(os.fsdecode(p.path), str(p.error) if p.error else "not answered yet", p.tries)
             for p in pending[:1000]
         ]
+        unsaved = [description for description in self.descriptions if description.pending]
+        reasons += [Pending("", f"description of the tree: {found.error or 'no answer yet'}", 0) for found in unsaved]
         return Receipt(
             plain.session,
             plain.files,
             plain.bytes,
-            len(pending),
+            len(pending) + len(unsaved),
             {os.fsdecode(path): file for path, file in self._stored.items()},
             reasons,
         )
