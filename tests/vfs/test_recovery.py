@@ -63,6 +63,11 @@ async def test_sizes_and_times_of_files_that_are_being_written_are_exact_after_a
         await session.setattr(changed, Changes(mode=0o600, uid=12, gid=13), KERNEL)
         stretched = session.create(1, b"stretched", 0o600, KERNEL).ino
         await session.setattr(stretched, Changes(size=12345), KERNEL)
+        await written(session, b"stretched too", b"x")
+        both = session.lookup(1, b"stretched too").ino
+        await session.setattr(both, Changes(size=5000), KERNEL)
+        await session.write(both, 0, b"y")
+        assert session.getattr(both).size == 5000
         expected = snapshot(session.namespace)
         contents = {ino: await session.read(ino, 0, 1 << 20) for ino in (grown, cut, dated, redated, changed)}
         copy = abandoned(session.directory, tmp_path / "again" / "work")

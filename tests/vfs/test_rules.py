@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.vfs.snapshot import check
 from vfs import rules
 from vfs.namespace import Namespace
 from vfs.records import Make, Record, Unlink
@@ -154,6 +155,18 @@ def test_rename_puts_files_over_files_and_directories_over_empty_ones(namespace:
     refused(errno.ENOENT, rules.rename, namespace, 1, b"full", 1, b"missing", RENAME_EXCHANGE, 1)
     for flags in (RENAME_NOREPLACE | RENAME_EXCHANGE, 4, 8):
         refused(errno.EINVAL, rules.rename, namespace, 1, b"file", 1, b"other", flags, 1)
+
+
+def test_an_exchange_of_a_directory_and_a_file_moves_the_link_that_a_directory_is(namespace: Namespace) -> None:
+    assert (namespace.inodes[1].nlink, namespace.inodes[2].nlink) == (3, 3)
+    record = rules.rename(namespace, 1, b"file", 2, b"e", RENAME_EXCHANGE, 1)
+    assert record is not None
+    namespace.apply(record)
+    assert (namespace.inodes[1].nlink, namespace.inodes[2].nlink) == (4, 2)
+    check(namespace)
+    namespace.apply(record)
+    assert (namespace.inodes[1].nlink, namespace.inodes[2].nlink) == (3, 3)
+    check(namespace)
 
 
 def test_two_names_of_one_file_are_left_alone_by_rename(namespace: Namespace) -> None:
