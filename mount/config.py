@@ -31,6 +31,8 @@ class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
     storage: str = "local"
     callbacks: str | None = None
     scope: Any = None
+    steal: bool = False
+    """Take the session's lease from who has it."""
     run_as: int | None = None
     """The user that workers become; None: the supervisor's own."""
     environment: dict[str, str] | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, cast
 
 from mount.config import MountConfig
 from vfs.callbacks import Context
@@ -16,8 +17,11 @@ from vfs.persistence import Persistence
 from vfs.policy import Policy
 from vfs.routes import Route, Routes
 from vfs.session import Session
-from vfs.storage import as_persistence, open_storage
+from vfs.storage import Storage, as_persistence, open_storage
 from vfs.target import open_target, remember
+
+if TYPE_CHECKING:
+    from vfs.storage.s3 import S3Storage
 
 __all__ = ["open_persistence", "opened"]
 
@@ -28,17 +32,34 @@ TOKEN = "MOUNT_SESSION_CALLBACKS_TOKEN"  # what callbacks over HTTP are shown; a
 async def opened(config: MountConfig, *, adopted: bool) -> AsyncIterator[Session]:
     """The session, as long as the block lasts; its persistence is closed after it."""
     policy = config.policy
-    persistence = await open_persistence(config)
-    try:
-        async with Session.open(
-            config.session, config.state_path, adopted=adopted, policy=policy, routes=_routes(persistence, policy)
-        ) as session:
-            if persistence is not None and config.callbacks is not None:
-                remember(config.directory, config.callbacks, persistence.can)
-            yield session
-    finally:
+    async with contextlib.AsyncExitStack() as stack:
+        storage = await _storage(config)
+        persistence = await _persistence(config, storage)
         if persistence is not None:
-            await persistence.aclose()
+            stack.push_async_callback(persistence.aclose)
+        if hasattr(storage, "acquire"):
+            await stack.enter_async_context(_leased(cast("S3Storage", storage), config, adopted))
+        session = await stack.enter_async_context(
+            Session.open(
+                config.session, config.state_path, adopted=adopted, policy=policy, routes=_routes(persistence, policy)
+            )
+        )
+        if persistence is not None and config.callbacks is not None:
+            remember(config.directory, config.callbacks, persistence.can)
+        yield session
+
+
+@contextlib.asynccontextmanager
+async def _leased(storage: S3Storage, config: MountConfig, adopted: bool) -> AsyncIterator[None]:
+    """A session has one writer. Stealing is for the first worker of a mount: a later one lost the lease itself."""
+    from vfs.storage.writer import only_reading, sole_writer
+
+    if config.policy.read_only:
+        only_reading(storage)
+        yield
+    else:
+        async with sole_writer(storage, config.directory, steal=config.steal and not adopted):
+            yield
 
 
 def _routes(persistence: Persistence | None, policy: Policy) -> Routes | None:
@@ -51,15 +72,24 @@ def _routes(persistence: Persistence | None, policy: Policy) -> Routes | None:
 
 async def open_persistence(config: MountConfig) -> Persistence | None:
     """ValueError if two are asked for, or what is asked for is none."""
+    return await _persistence(config, await _storage(config))
+
+
+async def _storage(config: MountConfig) -> Storage | None:
     storage = open_storage(config.storage)
-    context: Context = {"session_id": config.session}
-    if config.callbacks is None:
-        if storage is None:
-            return None
+    if storage is not None and config.callbacks is not None:
+        raise ValueError(f"session {config.session!r}: both a storage and callbacks are given; one of them is needed")
+    if storage is not None:
         await storage.init(config.session)
+    return storage
+
+
+async def _persistence(config: MountConfig, storage: Storage | None) -> Persistence | None:
+    context: Context = {"session_id": config.session}
+    if storage is not None:
         name = config.storage.partition("?")[0]
         return Persistence(as_persistence(storage), name=name, context=context, owned=True)
-    if storage is not None:
-        raise ValueError(f"session {config.session!r}: both a storage and callbacks are given; one of them is needed")
+    if config.callbacks is None:
+        return None
     target = await open_target(config.callbacks, token=os.environ.get(TOKEN), directory=config.directory)
     return Persistence(target.callbacks, config.scope, config.callbacks, context=context, owned=target.owned)

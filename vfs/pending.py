@@ -32,6 +32,7 @@ PERMANENT = frozenset(
         errno.ENOTSUP,
         errno.EPERM,
         errno.EROFS,
+        errno.ESTALE,  # the lease is another's; a Conflict does not come this far
     }
 )
 """Errors that someone has to do something about; they are tried again all the same."""

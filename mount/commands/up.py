@@ -53,7 +53,7 @@ def _known_first(args: list[str], known: set[str], valued: set[str]) -> list[str
 
 @click.command(cls=DashedIds)
 @click.argument("session")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)  # click.Path would stat it, and wait where nobody serves it now
 @click.option(
     "--state",
     type=click.Path(path_type=Path),
@@ -86,6 +86,7 @@ def _known_first(args: list[str], known: set[str], valued: set[str]) -> list[str
     show_default=True,
     help="Seconds without a sign of life after which a worker is replaced; where it hung is in the log.",
 )
+@click.option("--steal", is_flag=True, help="S3: take the session over from who has it mounted elsewhere.")
 @policy_flags
 def command(
     session: str,
@@ -94,6 +95,7 @@ def command(
     storage: str,
     callbacks: str | None,
     scope: str | None,
+    steal: bool,
     idle_after: float,
     hang_limit: float,
     **flags: Any,
@@ -130,6 +132,7 @@ def command(
         storage=storage,
         callbacks=callbacks,
         scope=_scope(scope),
+        steal=steal,
         idle_after=idle_after,
         hang_limit=hang_limit,
     )

@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from vfs.callbacks import Context
-from vfs.errors import error
+from vfs.errors import Conflict, error
 from vfs.fileref import FileRef, validate_session_id
 from vfs.storage.base import Backend, FileRefs, relative
 from vfs.storage.bucket import ANY, Bucket
@@ -27,7 +27,7 @@ from vfs.storage.cache import Cache
 from vfs.storage.endpoint import Endpoint
 from vfs.storage.image import Image
 from vfs.storage.keys import Keys, Misfit
-from vfs.storage.lease import Lease
+from vfs.storage.lease import Lease, LeaseLost
 from vfs.storage.objects import Objects
 from vfs.storage.probe import probe
 from vfs.storage.sweep import sweep
@@ -201,12 +201,26 @@ class S3Storage(Backend):
 
     async def on_save_image(self, scope: object, image: bytes, context: Context) -> str:
         await self._ready()
-        return await self.image.save(image, context.get("if_version", ANY))
+        try:
+            return await self.image.save(image, context.get("if_version", ANY))
+        except Conflict:
+            await self._still_ours()
+            raise
+
+    async def _still_ours(self) -> None:
+        """Someone else has written: LeaseLost, now and at every write to come, if it is the session's new holder."""
+        if self.lease is not None:
+            try:
+                await self.lease.renew()
+            except LeaseLost as e:
+                self.refusal = e
+                raise
 
     # The one writer
 
     async def acquire(self, holder: str, who: str, *, steal: bool = False, ttl: float = 60.0) -> Lease:
         """Become the session's writer; LeaseHeld where another is. The caller runs `Lease.keep` and `Lease.release`."""
+        self.refusal = None
         await self._ready()
         lease = Lease(self.bucket, self.keys.own, holder, who, ttl)
         fence = await lease.acquire(steal=steal)

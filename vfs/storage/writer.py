@@ -1,0 +1,79 @@
+"""The one writer of a session in S3: the lease is held as long as the session is open for writing.
+
+Who is refused the lease does not get to open the session (`LeaseHeld` says who has it). Who loses it, to one that stole
+it or after being out of reach for longer than its time, may write nothing more: each attempt fails with `LeaseLost`, so
+what was not stored stays pending in the state directory, and is there when the session is opened from it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import trio
+
+from vfs.durable import write_durably
+from vfs.errors import error
+from vfs.storage.lease import Lease, LeaseLost
+from vfs.storage.s3 import S3Storage
+
+__all__ = ["only_reading", "sole_writer"]
+
+log = logging.getLogger(__name__)
+
+
+def only_reading(storage: S3Storage) -> None:
+    """Nothing is written, so no lease is needed."""
+    storage.refusal = error(errno.EROFS, storage.bucket.name, "the session is open read-only")
+
+
+@contextlib.asynccontextmanager
+async def sole_writer(storage: S3Storage, directory: Path, *, steal: bool = False) -> AsyncIterator[None]:
+    """The storage may be written as long as the block lasts, by this holder only.
+
+    `directory`: the session's state directory, which is the holder: a worker that follows another one on the same state
+    has the same lease. `steal`: take it from another holder, who is fenced.
+    """
+    who = f"{socket.gethostname()}, process {os.getpid()}, state {directory}"
+    lease = await storage.acquire(_holder(directory), who, steal=steal)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_keep, storage, lease)
+        try:
+            yield
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await _release(lease)
+
+
+async def _keep(storage: S3Storage, lease: Lease) -> None:
+    try:
+        await lease.keep()
+    except LeaseLost as e:
+        log.error("%s: %s; nothing more is written there, and what was not stays in the state directory", lease.key, e)
+        storage.refusal = e
+
+
+async def _release(lease: Lease) -> None:
+    try:
+        with trio.fail_after(lease.ttl / 3):
+            await lease.release()
+    except (OSError, trio.TooSlowError) as e:
+        log.warning("%s could not be given up and lapses in %g s: %s", lease.key, lease.ttl, e)
+
+
+def _holder(directory: Path) -> str:
+    """The state directory's name as a holder, made once."""
+    path = directory / "holder"
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    holder = secrets.token_hex(16)
+    write_durably(path, holder.encode())
+    return holder
