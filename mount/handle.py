@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 from typing import Any, Final
@@ -54,6 +55,19 @@ class WorkerHandle:
         self.child.close()
         self.gone.set()
 
+    async def wait_ready(self, limit: float) -> None:
+        """Until it serves; raises what it failed with."""
+        with trio.move_on_after(limit) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_after, self.gone, nursery.cancel_scope)
+                await self.ready.wait()
+                nursery.cancel_scope.cancel()
+        if scope.cancelled_caught:
+            self.child.kill(signal.SIGKILL)
+            raise TimeoutError(errno.ETIMEDOUT, f"worker {self.child.pid} was not ready after {limit:g} s")
+        if not self.ready.is_set():
+            raise self.failure or OSError(errno.EIO, f"the worker {self.child.death} before it was ready; see the log")
+
     async def ping(self, limit: float) -> int | None:
         """How many requests it has taken; None without a sign of life of its request loop within `limit` seconds.
 
@@ -87,3 +101,8 @@ class WorkerHandle:
         except BrokenChannel:
             log.warning("worker %d died as it was to retire", self.child.pid)
         await self.gone.wait()
+
+
+async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

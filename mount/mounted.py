@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from mount import bdi, handshake, holders, mountpoint, readiness
+from mount import bdi, fdstore, handshake, holders, mountpoint, readiness
 from mount.channel import BrokenChannel, Channel, pair
 from mount.config import Connection, MountConfig, Receipt, Start
 from mount.handle import WorkerHandle
@@ -72,6 +72,11 @@ class Mounted:
                 await self._give_up()
             raise
         self.phase = "serving"
+        self._remember()
+
+    def _remember(self) -> None:
+        assert self.connection is not None
+        fdstore.remember(self.config, self.connection, self.fd)
 
     def _attach(self) -> None:
         path = self.config.mountpoint_path
@@ -105,6 +110,7 @@ class Mounted:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        fdstore.forget(self.config)
         self.phase = "gone"
         self.gone.set()
 
@@ -119,20 +125,7 @@ class Mounted:
             child = await self._spawner.fork(start, self.fd, theirs)
         self.worker = worker = WorkerHandle(child, Channel(ours))
         self._nursery.start_soon(worker.attend)
-        with trio.move_on_after(START_LIMIT) as limit:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_after, worker.gone, nursery.cancel_scope)
-                await worker.ready.wait()
-                nursery.cancel_scope.cancel()
-        if limit.cancelled_caught:
-            worker.child.kill(signal.SIGKILL)
-            raise TimeoutError(
-                errno.ETIMEDOUT, f"the worker of {self.config.session} was not ready after {START_LIMIT:g} s"
-            )
-        if not worker.ready.is_set():
-            raise worker.failure or OSError(
-                errno.EIO, f"the worker {worker.child.death} before it was ready; see the log"
-            )
+        await worker.wait_ready(START_LIMIT)
 
     async def run(self) -> None:
         """Keep the session served until it is stopped, or unmounted by someone else."""
@@ -275,6 +268,14 @@ class Mounted:
         log.info("%s: worker %d goes on under this supervisor", self.config.session, pid)
         if renew or start.config != self.config:
             await self.renew()
+        self.phase = "serving"
+
+    async def resume(self, fd: int) -> None:
+        """Go on with a mount of which nothing is left but the descriptor."""
+        self.fd = fd
+        self.connection = fdstore.known(self.config)
+        await self._employ(probe=None, adopted=True)
+        log.info("%s: the mount goes on with the descriptor that the service manager kept", self.config.session)
         self.phase = "serving"
 
     def disown(self) -> None:

@@ -91,11 +91,12 @@ def mounted_on(path: Path) -> Entry | None:
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """The mountpoint's absolute path without links; its last component is not touched, for it may be a dead mount."""
+    """The mountpoint's absolute path without links. What is mounted there is not touched: it may be dead, or wait."""
     absolute = Path(os.path.abspath(path))
-    if os.path.islink(absolute):  # False, and no error, for a dead mount
-        return Path(os.path.realpath(absolute))
-    return Path(os.path.realpath(absolute.parent)) / absolute.name
+    parent = Path(os.path.realpath(absolute.parent)) / absolute.name
+    if mounted_on(parent) is None and parent.is_symlink():
+        return Path(os.path.realpath(parent))
+    return parent
 
 
 def prepare(mountpoint: Path) -> None:
@@ -121,10 +122,14 @@ def prepare(mountpoint: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "the mountpoint is not a directory; name a directory", str(mountpoint))
 
 
+def is_ours(mountpoint: Path) -> bool:
+    entry = mounted_on(mountpoint)
+    return entry is not None and entry.fstype == FSTYPE
+
+
 def is_alive(mountpoint: Path) -> bool:
     """Is there a mount of ours that answers? Waits for the answer, so for a worker that is just starting."""
-    entry = mounted_on(mountpoint)
-    return entry is not None and entry.fstype == FSTYPE and not _is_dead(mountpoint)
+    return is_ours(mountpoint) and not _is_dead(mountpoint)
 
 
 def _is_dead(mountpoint: Path) -> bool:

@@ -40,24 +40,28 @@ __all__ = ["serve"]
 
 log = logging.getLogger(__name__)
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 async def serve(settings: Settings) -> None:
-    """Until SIGTERM or SIGINT; then everything is synced and unmounted."""
+    """Until SIGTERM or SIGINT; then everything is synced and unmounted. At SIGHUP: `Supervisor.upgrade`."""
     prepare(settings)
     inherited = take_environment(settings.environment)
-    with locked(settings.own / "lock"), trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with locked(settings.own / "lock"), trio.open_signal_receiver(*_SIGNALS) as signals:
         audit = Audit(settings.own / "registry")
         try:
             async with Supervisor.run() as supervisor, trio.open_nursery() as nursery:
                 daemon = Daemon(settings, supervisor, nursery, audit, Webhooks(settings.webhooks))
                 daemon.inherited = inherited
-                await _serve(daemon, nursery, signals)
+                await _serve(daemon, supervisor, nursery, signals)
                 nursery.cancel_scope.cancel()
         finally:
             audit.close()
 
 
-async def _serve(daemon: Daemon, daemon_nursery: trio.Nursery, signals: AsyncIterator[int]) -> None:
+async def _serve(
+    daemon: Daemon, supervisor: Supervisor, daemon_nursery: trio.Nursery, signals: AsyncIterator[int]
+) -> None:
     settings = daemon.settings
     with contextlib.ExitStack() as stack:
         listeners = [Listener(settings.socket, application(daemon), group=settings.group)]
@@ -76,11 +80,23 @@ async def _serve(daemon: Daemon, daemon_nursery: trio.Nursery, signals: AsyncIte
                 nursery.start_soon(_serve_metrics, daemon, settings.metrics)
             nursery.start_soon(_restore, daemon)
             nursery.start_soon(_watchdog)
-            number = await anext(signals)
+            while (number := await anext(signals)) == signal.SIGHUP:
+                await _upgrade(daemon, supervisor)
             log.info("%s: stopping", signal.Signals(number).name)
             notify("STOPPING=1")
             nursery.cancel_scope.cancel()
     await daemon.close()
+
+
+async def _upgrade(daemon: Daemon, supervisor: Supervisor) -> None:
+    """The successor is started with what this program was started with; it finds the sessions by their workers."""
+    before = dict(os.environ)
+    os.environ.update(daemon.inherited)
+    notify("RELOADING=1")
+    await supervisor.upgrade()
+    os.environ.clear()  # it could not be: go on as before
+    os.environ.update(before)
+    notify("READY=1")
 
 
 async def _restore(daemon: Daemon) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
@@ -22,7 +23,7 @@ from typing import Any
 
 import trio
 
-from mount import mountpoint, rendezvous, succession
+from mount import fdstore, mountpoint, rendezvous, succession
 from mount.channel import BrokenChannel
 from mount.config import MountConfig, Receipt
 from mount.mounted import Mounted
@@ -38,6 +39,7 @@ class Supervisor:
         self._mounts: dict[str, Mounted] = {}
         self.receipts: dict[str, Receipt] = {}  # of the sessions that were unmounted
         self.is_successor = succession.is_successor()
+        self._kept = fdstore.inherited()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -57,6 +59,8 @@ class Supervisor:
             for session in self._mounts:
                 nursery.start_soon(self.unmount, session)
         await self._spawner.close()
+        for fd in self._kept.values():
+            os.close(fd)
 
     @property
     def mounts(self) -> Mapping[str, Mounted]:
@@ -79,7 +83,8 @@ class Supervisor:
 
     async def _begin(self, mounted: Mounted) -> None:
         """With the worker that a dead supervisor has left, or on a new mount."""
-        sock = await trio.to_thread.run_sync(_find_worker, mounted.config, abandon_on_cancel=True)
+        wait = mounted.config.session not in self._kept
+        sock = await trio.to_thread.run_sync(_find_worker, mounted.config, wait, abandon_on_cancel=True)
         if sock is not None:
             try:
                 with trio.CancelScope(shield=True):  # half adopted, it could not be unmounted as it should be
@@ -88,6 +93,12 @@ class Supervisor:
             except BrokenChannel:
                 log.info("%s: its worker died as it was taken over", mounted.config.session)
                 mounted.disown()
+        kept = self._kept.pop(mounted.config.session, None)
+        if kept is not None and await trio.to_thread.run_sync(mountpoint.is_ours, mounted.config.mountpoint_path):
+            await mounted.resume(kept)
+            return
+        if kept is not None:
+            os.close(kept)
         await mounted.start()
 
     async def _keep(self, mounted: Mounted) -> None:
@@ -117,9 +128,10 @@ class Supervisor:
         return [mounted.status() for mounted in self._mounts.values()]
 
 
-def _find_worker(config: MountConfig) -> socket.socket | None:
-    """A connection to the worker that serves the session now. One that is only just starting is waited for."""
+def _find_worker(config: MountConfig, wait: bool) -> socket.socket | None:
+    """A connection to the worker that serves the session now. `wait` for one that is only just starting: where we have
+    the descriptor ourselves nobody else need be there to answer."""
     sock = rendezvous.connect(config.directory)
-    if sock is None and mountpoint.is_alive(config.mountpoint_path):
+    if sock is None and wait and mountpoint.is_alive(config.mountpoint_path):
         sock = rendezvous.connect(config.directory)
     return sock
