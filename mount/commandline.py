@@ -78,7 +78,12 @@ def show(message: Any, as_json: bool) -> None:
             click.echo(f"{name:<{width}}  {_told(value)}")
 
 
+_MANY: Final = 16  # more than a person reads on one line
+
+
 def _told(value: Any) -> str:
+    if isinstance(value, dict | list) and len(value) > _MANY:
+        return f"{len(value)} (--json shows them)"
     if isinstance(value, dict):
         return " ".join(f"{name}={_told(inner)}" for name, inner in value.items() if inner is not None)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

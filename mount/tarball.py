@@ -84,6 +84,8 @@ def extract() -> None:
             raise PermissionError(1, "a device node is not taken into a session", member.name)
         if os.geteuid() != 0:
             member = tarfile.tar_filter(member, destination)
+            if member.islnk():
+                _check_inside(destination, member.linkname)
         if member.name in ("", "."):
             return None
         seen.append(member)
@@ -93,6 +95,13 @@ def extract() -> None:
         tar.extractall(".", filter=admit, numeric_owner=True)
     for member in reversed(seen):
         _finish(member)
+
+
+def _check_inside(destination: str, target: str) -> None:
+    """A hard link to a file elsewhere would have a later entry of that name written there; `tar_filter` lets it pass."""
+    inside = os.path.realpath(destination)
+    if os.path.commonpath([inside, os.path.realpath(os.path.join(inside, target))]) != inside:
+        raise PermissionError(1, "a link out of the session is not taken", target)
 
 
 def _finish(member: tarfile.TarInfo) -> None:
