@@ -1,4 +1,4 @@
-"""Small files that survive: written aside, synced, renamed, so that there is never half of one.
+"""Small files of the daemon's own that survive: written aside, synced, renamed, and read by nobody else.
 
 Blocking: for a start, for a thread, or for a file so small that nobody waits.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from vfs.durable import sync_directory
 
 __all__ = ["remove", "write"]
 
@@ -19,18 +21,10 @@ def write(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def remove(path: Path) -> None:
     """Gone for good, or was not there."""
     path.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_directory(path.parent)

@@ -98,7 +98,7 @@ def extract() -> None:
 
 
 def _check_inside(destination: str, target: str) -> None:
-    """A hard link to a file elsewhere would have a later entry of that name written there; `tar_filter` lets it pass."""
+    """Through a hard link to a file elsewhere a later entry of that name would be written; `tar_filter` allows it."""
     inside = os.path.realpath(destination)
     if os.path.commonpath([inside, os.path.realpath(os.path.join(inside, target))]) != inside:
         raise PermissionError(1, "a link out of the session is not taken", target)
