@@ -23,6 +23,7 @@ from starlette.routing import Route as StarletteRoute
 from mount import archive, audit, metrics, openapi
 from mount.channel import BrokenChannel
 from mount.daemon import Daemon
+from mount.feed import Feed
 from mount.listener import Peer
 from mount.messages import (
     Health,
@@ -192,6 +193,29 @@ async def import_session(daemon: Daemon, request: Request) -> Response:
     return answer(await hosted.status())
 
 
+async def session_events(daemon: Daemon, request: Request) -> Response:
+    """NDJSON, or with `Accept: text/event-stream` server-sent events, which a client resumes by Last-Event-ID."""
+    hosted = daemon.get(request.path_params["session"])
+    given = request.headers.get("last-event-id", request.query_params.get("since", "0"))
+    if given != "now" and not (given.isascii() and given.isdecimal() and len(given) < 19):
+        raise ValueError(f"since={given!r}: an event's number is needed, or `now`")
+    as_sse = "text/event-stream" in request.headers.get("accept", "")
+    follow = flag(request, "follow") or as_sse
+    feed = Feed(hosted, daemon.settings.state_path, None if given == "now" else int(given))
+
+    async def body() -> AsyncIterator[bytes]:
+        async for page in feed.pages(follow=follow):
+            if hosted.session not in daemon.hosted:
+                return
+            if as_sse:
+                yield b"".join(b"id: %d\nevent: %s\ndata: %s\n\n" % (n, k.encode(), j) for n, k, j in page) or b":\n\n"
+            else:
+                yield b"".join(line.json + b"\n" for line in page)
+
+    media_type = "text/event-stream" if as_sse else "application/x-ndjson"
+    return StreamingResponse(body(), media_type=media_type, headers={"Cache-Control": "no-store"})
+
+
 # ---- the host
 
 
@@ -249,6 +273,17 @@ ROUTES: Final = (
         query={"timeout": "seconds, 30 if left out"},
     ),
     Route("GET", _SESSION + "/health", "Real I/O through its mount", session_health, answer=SessionHealth),
+    Route(
+        "GET",
+        _SESSION + "/events",
+        "What happened in it, in order, one JSON object a line; or server-sent events, if those are accepted",
+        session_events,
+        answer="application/x-ndjson",
+        query={
+            "since": "the number of the last event that is known, 0 if left out; `now`: only what comes",
+            "follow": "go on with what comes",
+        },
+    ),
     Route("GET", _SESSION + "/export", "Its files as tar", export_session, answer="application/x-tar"),
     Route(
         "PUT", _SESSION + "/files", "Files from tar into it", import_session, 200, "application/x-tar", SessionStatus

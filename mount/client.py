@@ -127,6 +127,21 @@ class Client:
             SessionHealth, "GET", _path(session, "wait"), params={"timeout": seconds}, timeout=seconds + 15
         )
 
+    def events(self, session: str, since: int | None = 0, *, follow: bool = False) -> Iterator[bytes]:
+        """Events above number `since` (None: those to come), each as JSON; with `follow` without end."""
+        query = {"since": "now" if since is None else str(since), "follow": str(follow).lower()}
+        try:
+            with self._http.stream("GET", _path(session, "events"), params=query, timeout=None) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise _refused(response)
+                for line in response.iter_lines():
+                    yield line.encode()
+        except httpx.ConnectError:
+            raise self._nobody() from None
+        except httpx.TransportError as e:
+            raise OSError(f"the daemon ended the connection: {e}") from None
+
     def export(self, session: str) -> Iterator[bytes]:
         """The tar's bytes; OSError if it ends before its end."""
         try:

@@ -5,7 +5,7 @@ stop (everything synced), to retire (the session closed, nothing waited for: ano
 mount is gone. A supervisor talks to it over the channel it was started with; a later supervisor, when that one is
 dead, finds the socket `worker.sock` in the state directory. The worker outlives its supervisor and does not notice.
 
-Calls: `status`, `sync`, `ping`, `policy`, `refresh`, `flush`, `probe`, `descriptor`, `supervisor`, `stop`,
+Calls: `status`, `events`, `sync`, `ping`, `policy`, `refresh`, `flush`, `probe`, `descriptor`, `supervisor`, `stop`,
 `retire`. The zygote forks workers; nothing
 else imports this.
 """
@@ -179,6 +179,8 @@ class Worker:
             if isinstance(self.session, PersistedSession):
                 self.session.writeback.hurry()
             return Answer()
+        if name == "events":
+            return Answer(await self._events(arguments["since"], arguments["wait"]))
         if name == "probe":
             Probe(self.operations, arguments["name"], self.session.directory)
             return Answer()
@@ -194,6 +196,16 @@ class Worker:
             await self._drain()
             return Answer(then=self._done.set)
         raise ValueError(f"a worker is asked to {name!r}, which it does not know")
+
+    async def _events(self, since: int | None, wait: float) -> dict[str, Any]:
+        """Events above `since`; where there are none yet, those that come within `wait` seconds."""
+        happened = self.session.happened
+        since = happened.log.last if since is None else since
+        if not (told := await happened.lines(since, MAX_MESSAGE // 2)) and wait:
+            with trio.move_on_after(wait):
+                await happened.more(since)
+                told = await happened.lines(since, MAX_MESSAGE // 2)
+        return {"since": told[-1][0] if told else since, "lines": told}
 
     async def _ping(self) -> Answer:
         """A sign of life of the request loop: if requests wait, it takes one before this is answered."""

@@ -28,9 +28,9 @@ from vfs.durable import sync_directory
 from vfs.errors import error
 from vfs.journal import HEADER_SIZE, frame, payload_at
 
-__all__ = ["BATCH", "Batch", "EventLog", "Mark", "Page", "Place", "read"]
+__all__ = ["BATCH", "Batch", "EventLog", "Mark", "Page", "Place", "last_number", "read"]
 
-BATCH = 500  # events in one frame: about 100 KB
+BATCH = 100  # events in one frame: about 20 KB
 _CHUNK = 256 << 10
 _AFTER_POWER_LOSS = 1_000_000  # numbers left out: the end of the log, which is gone, may have been read
 
@@ -293,3 +293,11 @@ def _batches(directory_fd: int, place: Place) -> Iterator[tuple[Batch, int]]:
         os.close(fd)
 
 
+def last_number(directory: Path) -> int:
+    """The number of the last event in a log that nobody may have open. Blocks."""
+    since, place = 0, None
+    while True:
+        page = read(directory, since, place=place, most=100 * BATCH)
+        if not page.batches:
+            return since if page.lost is None else page.lost
+        since, place = page.batches[-1].first + len(page.batches[-1].rows) - 1, page.place

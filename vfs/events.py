@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import trio
 
 from vfs.event import Event, read_events
@@ -42,6 +43,9 @@ LONG_OPEN = 60.0  # a file that stays open and is written has an event so often
 HOOKS_AT_END = 5.0  # seconds that the end of a session waits for its hooks
 _MOST = 20_000  # events kept while the log cannot be written; more are dropped, and counted
 _READERS = 256  # whose place in the log is remembered
+
+
+_json = msgspec.json.Encoder()
 
 
 class Events(Rows):
@@ -189,20 +193,44 @@ class Events(Rows):
 
     # ---- readers
 
-    async def page(self, since: int, most: int = BATCH) -> list[Event]:
+    async def page(self, since: int) -> list[Event]:
         """Some of the events above `since`, oldest first; none only if there are none (yet)."""
-        last, place = self.log.last, self._places.pop(since, None)
+        found, place, _ = await self._read(since)
+        if found and place is not None:
+            self._remember(found[-1].seq, place)
+        return found
+
+    async def lines(self, since: int, max_bytes: int) -> list[tuple[int, str, bytes]]:
+        """As `page`, each as its number, its kind and its JSON: as many as fit into `max_bytes`, and at least one."""
+        found, place, begin = await self._read(since)
+        told: list[tuple[int, str, bytes]] = []
+        for event in found:
+            line = _json.encode(event)
+            max_bytes -= len(line) + 32
+            if told and max_bytes < 0:
+                place = begin
+                break
+            told.append((event.seq, event.kind, line))
+        if told and place is not None:
+            self._remember(told[-1][0], place)
+        return told
+
+    async def _read(self, since: int) -> tuple[list[Event], Place | None, Place | None]:
+        """Events, the place behind them in the log, and the place that they were searched from."""
+        last, begin = self.log.last, self._places.pop(since, None)
         if since == last:
-            return []
-        read = partial(read_events, self.session_id, self.log.directory, since, last=last, place=place, most=most)
+            return [], begin, begin
+        read = partial(read_events, self.session_id, self.log.directory, since, last=last, place=begin, most=BATCH)
         found, place = await trio.to_thread.run_sync(read)
         if not found:  # the log is damaged there
-            found = [Event(seq=last, time_ns=time.time_ns(), session=self.session_id, kind="lost", missed=last - since)]
-        elif place is not None:
-            if len(self._places) >= _READERS:
-                del self._places[next(iter(self._places))]
-            self._places[found[-1].seq] = place
-        return found
+            missed = last - since
+            found = [Event(seq=last, time_ns=time.time_ns(), session=self.session_id, kind="lost", missed=missed)]
+        return found, place, begin
+
+    def _remember(self, since: int, place: Place) -> None:
+        if len(self._places) >= _READERS:
+            del self._places[next(iter(self._places))]
+        self._places[since] = place
 
     async def more(self, since: int) -> None:
         """Returns when there are events above `since`."""

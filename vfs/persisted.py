@@ -169,10 +169,10 @@ class PersistedSession(Guarded):
         self._stored.pop(path, None)
 
     def failed(self, path: bytes, e: OSError) -> None:
-        self._events.failed(path, e)
+        self.happened.failed(path, e)
 
     def conflicted(self, path: bytes, beside: bytes | None, ref: FileRef) -> None:
-        self._events.conflicted(path, beside)
+        self.happened.conflicted(path, beside)
 
     # ---- requests
 

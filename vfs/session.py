@@ -116,10 +116,10 @@ class Session(Tree):
             held.close(clean=clean)
 
     _nursery: trio.Nursery
-    _events: Events
+    happened: Events
 
     def _tell(self, events: Events) -> None:
-        self._events = events
+        self.happened = events
         self.compaction = Compaction(self.directory, self.journal, events)
         self.on_soft_limit = events.passed
         events.attach(self)
@@ -130,7 +130,7 @@ class Session(Tree):
 
         Without `follow` it ends with the last one.
         """
-        return self._events.subscribe(since, follow=follow)
+        return self.happened.subscribe(since, follow=follow)
 
     @classmethod
     def _maker(cls, routes: Routes | None, options: Options | None) -> Callable[..., Session]:
@@ -147,12 +147,12 @@ class Session(Tree):
         async with trio.open_nursery() as self._nursery:
             try:
                 self._begin()
-                self._events.run(self._nursery)
+                self.happened.run(self._nursery)
                 await self._start()
-                self._events.started()
+                self.happened.started()
                 yield
                 await self._stop()
-                await self._events.finish()
+                await self.happened.finish()
             except Exception as e:
                 failure = e
             self._nursery.cancel_scope.cancel()
@@ -178,7 +178,7 @@ class Session(Tree):
     def _flush(self) -> None:
         self.content.sync_all()
         self.journal.sync()
-        self._events.log.sync()
+        self.happened.log.sync()
 
     def _segment_full(self) -> None:
         self.compaction.begin(self._nursery)
@@ -262,13 +262,13 @@ class Session(Tree):
             raise error(errno.EROFS, self.id)
         self._opens[ino] = self._opens.get(ino, 0) + 1
         if flags & os.O_ACCMODE:
-            self._events.opened(ino, caller)
+            self.happened.opened(ino, caller)
 
     def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Inode:
         """A new regular file, open; EEXIST if the name is taken."""
         inode = self.mknod(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
         self._opens[inode.ino] = 1
-        self._events.opened(inode.ino, caller)
+        self.happened.opened(inode.ino, caller)
         return inode
 
     def is_open(self, ino: int) -> bool:

@@ -1,0 +1,121 @@
+"""What happens in a session is told by the daemon: as lines, as server-sent events, to webhooks; nothing twice or lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from mount.address import short_path
+from tests.daemon.serving import COMMAND, PROJECT, Serving, until
+
+Serve = Callable[..., Serving]
+
+
+def events(daemon: Serving, *arguments: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in daemon.run("events", *arguments).stdout.splitlines()]
+
+
+def paths(daemon: Serving, kind: str, *arguments: str) -> list[str]:
+    return [event["path"] for event in events(daemon, *arguments) if event["kind"] == kind]
+
+
+@contextmanager
+def http(daemon: Serving) -> Iterator[httpx.Client]:
+    with short_path(daemon.socket) as uds:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=uds), base_url="http://daemon", timeout=20) as client:
+            yield client
+
+
+def test_the_command_prints_what_happened_and_resumes_by_number(serving: Serve) -> None:
+    daemon = serving()
+    daemon.run("new", "desk")
+    desk = daemon.root / "desk"
+    (desk / "file").write_text("content")
+    (desk / "dir").mkdir()
+    (desk / "file").rename(desk / "dir/moved")
+    (desk / "dir/moved").unlink()
+    told = until(lambda: (found := events(daemon, "desk")) and found[-1]["kind"] == "deleted" and found)
+    assert [(event["seq"], event["kind"], event["path"]) for event in told] == [
+        (1, "created", "/file"),
+        (2, "modified", "/file"),
+        (3, "created", "/dir"),
+        (4, "moved", "/dir/moved"),
+        (5, "deleted", "/dir/moved"),
+    ]
+    assert told[1]["file"]["size"] == 7 and told[3]["old_path"] == "/file"
+    assert {(event["uid"], event["program"]) for event in told} == {(0, Path("/proc/self/comm").read_text().strip())}
+    assert events(daemon, "desk", "--since", "3") == told[3:]
+    assert events(daemon, "desk", "--since", "now") == []
+    daemon.run("events", "nope", status=4)
+    daemon.run("events", "desk", "--since", "x", status=2)
+
+    daemon.run("unmount", "desk")
+    assert events(daemon, "desk", "--since", "3") == told[3:], "of a session that is not mounted too"
+    daemon.stop()
+    assert events(daemon, "desk", "--since", "3") == told[3:], "and without the daemon"
+
+
+def test_who_follows_sees_each_event_once_though_workers_die_and_the_session_comes_and_goes(serving: Serve) -> None:
+    daemon = serving()
+    daemon.run("new", "desk")
+    command = [*COMMAND, "events", "--state", str(daemon.state), "--follow", "desk"]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE) as following:
+        assert following.stdout is not None
+        try:
+            for number in range(6):
+                (daemon.root / f"desk/{number}").write_text("x")
+                assert _next(following.stdout, "modified") == f"/{number}"
+                if number == 4:
+                    daemon.run("unmount", "desk")
+                    daemon.run("mount", "desk")
+                else:
+                    os.kill(daemon.worker("desk"), signal.SIGKILL)
+        finally:
+            following.terminate()
+    told = events(daemon, "desk")
+    assert [event["seq"] for event in told] == list(range(1, len(told) + 1))
+    assert [event["path"] for event in told if event["kind"] == "created"] == [f"/{number}" for number in range(6)]
+
+
+def _next(lines: Any, kind: str) -> str:
+    while True:
+        event = json.loads(lines.readline())
+        if event["kind"] == kind:
+            return str(event["path"])
+
+
+def test_server_sent_events_resume_by_the_last_id(serving: Serve) -> None:
+    daemon = serving()
+    daemon.run("new", "desk")
+    for name in ("a", "b", "c"):
+        (daemon.root / "desk" / name).mkdir()
+    until(lambda: len(events(daemon, "desk")) == 3)
+    with http(daemon) as client:
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": "1"}
+        with client.stream("GET", "/v1/sessions/desk/events", headers=headers) as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            lines = response.iter_lines()
+            assert [next(lines) for _ in range(2)] == ["id: 2", "event: created"]
+            assert json.loads(next(lines).removeprefix("data: "))["path"] == "/b"
+            assert [next(lines) for _ in range(2)] == ["", "id: 3"]
+            (daemon.root / "desk/d").mkdir()
+            assert "id: 4" in (next(lines) for _ in range(4))
+        for wrong in ("-1", "1e3", "x", "9" * 30):
+            assert client.get("/v1/sessions/desk/events", params={"since": wrong}).status_code == 400
+        assert client.get("/v1/sessions/nope/events").status_code == 404
+
+
+def test_the_soft_limit_of_a_quota_is_an_event(serving: Serve) -> None:
+    daemon = serving()
+    daemon.run("new", "desk", "--soft-bytes", "10")
+    (daemon.root / "desk/f").write_bytes(b"x" * 11)
+    told = until(lambda: [event for event in events(daemon, "desk") if event["kind"] == "soft_limit"])
+    assert told[0]["limit"] == {"of": "bytes", "used": 11, "limit": 10}
