@@ -32,6 +32,8 @@ POINTS = frozenset(
         "move.before-answer",
         "move.before-record",
         "delete.before-record",
+        "batch.before-answer",
+        "batch.before-record",
         "s3.delete.before",
         "s3.delete.done",
         "s3.image.before-save",

@@ -41,7 +41,7 @@ PERMANENT = frozenset(
 class Pending:
     """One path. `since`: when it became pending; times are trio's clock."""
 
-    __slots__ = ("busy", "done", "due", "error", "not_before", "path", "since", "torn", "tries")
+    __slots__ = ("alone", "busy", "done", "due", "error", "not_before", "path", "since", "torn", "tries")
 
     def __init__(self, path: bytes, now: float) -> None:
         self.path = path
@@ -49,6 +49,7 @@ class Pending:
         self.due = now
         self.not_before = 0.0
         self.busy = False
+        self.alone = False  # not in a batch, the next time
         self.tries = 0
         self.torn = 0
         self.done = -1

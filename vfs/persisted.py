@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 
 import trio
 
-from vfs.barrier import barrier
+from vfs.barrier import barrier, persisted
 from vfs.cache import Cache
 from vfs.content import Content
 from vfs.describe import Describe
@@ -75,7 +75,6 @@ class PersistedSession(Guarded):
         ]
         self._frozen: dict[int, trio.Event] = {}
         self._stored: dict[bytes, StoredFile] = {}
-        self._closed = False
 
     async def _start(self) -> None:
         self.hydration.begin()
@@ -94,8 +93,7 @@ class PersistedSession(Guarded):
             self._nursery.start_soon(self.listing.run, self.options.refresh_interval)
 
     async def _stop(self) -> None:
-        if not self._closed:
-            await self.sync(within=self.options.stop_timeout)
+        await self.sync(within=self.options.stop_timeout)
 
     async def refresh(self) -> Refreshed:
         """Take up now what others changed in the persistences."""
@@ -286,6 +284,12 @@ class PersistedSession(Guarded):
         receipt = self.receipt()
         self._stored = {}
         return receipt
+
+    async def fsync(self, ino: int, *, datasync: bool = False) -> None:
+        """As the policy's durability has it: on this disk, or in the persistence too."""
+        await super().fsync(ino, datasync=datasync)
+        if self.policy.durability == "remote" and self.namespace.inode(ino).is_file:
+            await persisted(self, ino)
 
     async def _save_descriptions(self) -> None:
         for description in self.descriptions:

@@ -81,22 +81,23 @@ class Transfer:
             return False
         return persistence.writes
 
-    async def step(self, path: bytes, *, copy: bool = False) -> None:
-        """One step for the path, which is claimed (`busy`). May leave more to do. Raises Blocked, Torn, OSError."""
+    async def step(self, path: bytes, *, copy: bool = False) -> bool:
+        """One step for the path, which is claimed (`busy`). True if the persistence now holds there what it should have
+        held when the step began; False if that took something else first. Raises Blocked, Torn, OSError."""
         want, held = self.desired(path), self.namespace.remote.get(path)
         if want is None:
-            if held is not None:
-                await self._delete(path, held)
-        elif held is None or (held.ino, held.generation) != (want.ino, want.generation):
-            if held is not None and held.ino != want.ino and await self._rescue(held.ino, path):
-                return
-            source = self._movable(path, want, held)
-            if source is not None:
-                await self._move(source, path, want)
-            elif want.remote:
-                await self.session.hydration.complete(want)
-            else:
-                await self._write(path, want, held, copy)
+            return held is None or await self._delete(path, held)
+        if held is not None and (held.ino, held.generation) == (want.ino, want.generation):
+            return True
+        if held is not None and held.ino != want.ino and await self._rescue(held.ino, path):
+            return False
+        source = self.movable(path, want, held)
+        if source is not None:
+            return await self._move(source, path, want)
+        if want.remote:
+            await self.session.hydration.complete(want)
+            return False
+        return await self._write(path, want, held, copy)
 
     def _persistence(self, path: bytes) -> Persistence:
         persistence = self.session.place(path).persistence
@@ -104,7 +105,7 @@ class Transfer:
             raise OSError(errno.ENOSYS, "no persistence", os.fsdecode(path))
         return persistence
 
-    def _context(self, path: bytes, inode: Inode, held: Entry | None) -> Context:
+    def context(self, path: bytes, inode: Inode, held: Entry | None) -> Context:
         """What the callback is told about the file; `if_version` is about what is there now."""
         context: Context = {
             "mode": stat.S_IMODE(inode.mode),
@@ -126,10 +127,10 @@ class Transfer:
 
     # ---- write
 
-    async def _write(self, path: bytes, want: Inode, held: Entry | None, copy: bool) -> None:
+    async def _write(self, path: bytes, want: Inode, held: Entry | None, copy: bool) -> bool:
         persistence = self._persistence(path)
         async with capture(self.session, want, copy=copy) as captured:
-            context = self._context(path, want, held)
+            context = self.context(path, want, held)
             context["size"], context["checksum"] = captured.size, captured.checksum
             context["generation"], context["mtime_ns"] = captured.generation, captured.mtime_ns
             checksum = bytes.fromhex(captured.checksum)
@@ -139,7 +140,7 @@ class Transfer:
                 ref = await self._upload(persistence, path, captured, context)
             except Conflict as e:
                 await self.conflicts.on_write(persistence, path, want, e)
-                return
+                return False
             except OSError:
                 if captured.torn:
                     raise Torn(want.ino) from None
@@ -147,6 +148,7 @@ class Transfer:
         failpoints.reach("upload.before-record")
         self.stored(path, want.ino, captured.generation, captured.size, ref)
         failpoints.reach("upload.after-record")
+        return True
 
     async def _upload(self, persistence: Persistence, path: bytes, captured: Capture, context: Context) -> FileRef:
         if captured.content is not None:
@@ -161,7 +163,7 @@ class Transfer:
 
     # ---- move
 
-    def _movable(self, path: bytes, want: Inode, held: Entry | None) -> bytes | None:
+    def movable(self, path: bytes, want: Inode, held: Entry | None) -> bytes | None:
         """A path that holds this very content, wanted there no more, from where the persistence itself can move it."""
         persistence = self._persistence(path)
         if "on_move" not in persistence.can:
@@ -179,18 +181,18 @@ class Transfer:
             return source
         return None
 
-    async def _move(self, source: bytes, path: bytes, want: Inode) -> None:
+    async def _move(self, source: bytes, path: bytes, want: Inode) -> bool:
         persistence = self._persistence(path)
         entry, held = self.namespace.remote.entries[source], self.namespace.remote.get(path)
         claimed = source not in self.busy
         self.busy.add(source)
         try:
             if "on_stat" in persistence.can and not await self.conflicts.target_free(persistence, path, held, want):
-                return
+                return False
             if self.namespace.remote.get(source) is not entry or self.session.at(path) is not want:
-                return
+                return False
             tried = any(a.source == source for a in self.namespace.remote.attempts.get(path, ()))
-            context = self._context(path, want, entry)
+            context = self.context(path, want, entry)
             self.session.commit(Storing(path, want.ino, entry.generation, entry.size, b"", source))
             failpoints.reach("move.before-answer")
             try:
@@ -199,13 +201,14 @@ class Transfer:
                 found = await self.conflicts.current(persistence, path) if tried else None
                 if found is None:
                     self.conflicts.vanished(source)
-                    return
+                    return False
                 ref = found
             except Conflict as e:
                 await self.conflicts.on_source_changed(persistence, source, want, e)
-                return
+                return False
             failpoints.reach("move.before-record")
             self.stored(path, want.ino, entry.generation, entry.size, ref, source)
+            return True
         finally:
             if claimed:
                 self.busy.discard(source)
@@ -247,29 +250,33 @@ class Transfer:
 
     # ---- delete
 
-    async def _delete(self, path: bytes, held: Entry) -> None:
+    async def _delete(self, path: bytes, held: Entry) -> bool:
         holder = self.namespace.inodes.get(held.ino)
         if holder is not None:
-            if holder.nlink and (on := self._awaited(path, held, holder)) is not None:
+            if holder.nlink and (on := self.awaited(path, held, holder)) is not None:
                 raise Blocked(on)
             if await self._rescue(held.ino, path):
-                return
+                return False
         persistence = self._persistence(path)
+        try:
+            await persistence.delete(os.fsdecode(path), self.context_of_delete(path, held))
+        except Conflict as e:
+            await self.conflicts.on_delete(persistence, path, e)
+            return False
+        failpoints.reach("delete.before-record")
+        self.session.commit(Removed(path))
+        self.session.removed(path)
+        return True
+
+    def context_of_delete(self, path: bytes, held: Entry) -> Context:
         context: Context = {"content_type": guess_content_type(os.fsdecode(path))}
         if held.version is not None:
             context["if_version"] = held.version
         if held.metadata:
             context["metadata"] = held.metadata
-        try:
-            await persistence.delete(os.fsdecode(path), context)
-        except Conflict as e:
-            await self.conflicts.on_delete(persistence, path, e)
-            return
-        failpoints.reach("delete.before-record")
-        self.session.commit(Removed(path))
-        self.session.removed(path)
+        return context
 
-    def _awaited(self, path: bytes, held: Entry, holder: Inode) -> bytes | None:
+    def awaited(self, path: bytes, held: Entry, holder: Inode) -> bytes | None:
         """The new path of a renamed file that the persistence does not hold yet."""
         waiting = None
         for target in self.session.paths(holder):

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from vfs.batch import commit
 from vfs.capture import Torn
 from vfs.inode import Inode
 from vfs.limit import Limit
 from vfs.options import Options
 from vfs.pending import Pending, Queue
+from vfs.persistence import Persistence
 from vfs.records import Dirty, Link, Make, Reclaim, Record, Rename, Unlink
 from vfs.transfer import Blocked, Transfer
 
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 TICK = 0.01  # after a wake-up: what a burst of requests changes is looked at together
 SLICE = 200  # paths compared without a checkpoint, about a millisecond
+BATCH = 500  # paths in one transaction at most
 PATIENCE = 3  # uploads of a large file torn by its writers before they have to wait for a copy
 
 
@@ -131,15 +134,10 @@ class WriteBack:
 
     # ---- from notes to pending paths
 
-    @property
-    def settled(self) -> bool:
-        """Whether all notes have been turned into pending paths."""
-        return not (self._names or self._inodes or self._expanding)
-
     async def expand(self) -> None:
         """Turn what was noted so far into pending paths."""
         while self._expanding:
-            await self._progress()
+            await self.progressed.wait()
         self._expanding = True
         try:
             while self._names or self._inodes:
@@ -236,6 +234,7 @@ class WriteBack:
 
     def _start_due(self) -> None:
         now = trio.current_time()
+        batches: dict[Persistence, list[Pending]] = {}
         while self.limit.free and (pending := self.queue.pop(now)) is not None:
             if not self.transfer.differs(pending.path):
                 self._finish(pending)
@@ -245,13 +244,31 @@ class WriteBack:
                 self.queue.schedule(pending, due)
             elif pending.path in self.transfer.busy:
                 self._blocked.setdefault(pending.path, set()).add(pending.path)
-            else:
+            elif (persistence := self._batched(pending)) is None:
                 self._start(pending)
+            else:
+                batch = batches.setdefault(persistence, [])
+                batch.append(pending)
+                self._begin(pending)
+                if len(batch) >= BATCH:
+                    self._start_batch(persistence, batches.pop(persistence))
+        for persistence, batch in batches.items():
+            self._start_batch(persistence, batch)
         self._report()
 
+    def _batched(self, pending: Pending) -> Persistence | None:
+        """The persistence that takes the path in a batch with others."""
+        persistence = self.session.place(pending.path).persistence
+        if persistence is None or pending.alone or "on_commit" not in persistence.can:
+            return None
+        return persistence
+
+    def _start_batch(self, persistence: Persistence, batch: list[Pending]) -> None:
+        self.limit.in_flight += 1
+        self.session.spawn(self._carry_out_batch, persistence, batch)
+
     def _start(self, pending: Pending) -> None:
-        pending.busy = True
-        self.transfer.busy.add(pending.path)
+        self._begin(pending)
         self.limit.in_flight += 1
         self.session.spawn(self._carry_out, pending)
 
@@ -259,24 +276,63 @@ class WriteBack:
         try:
             await self._try(pending)
         finally:
-            pending.busy = False
-            self.transfer.busy.discard(pending.path)
             self.limit.in_flight -= 1
+            self._end(pending)
+        self._start_due()
+        self._wake.set()  # for the time of the next one
+
+    def _begin(self, pending: Pending) -> None:
+        pending.busy = True
+        pending.not_before = 0.0
+        self.transfer.busy.add(pending.path)
+
+    def _end(self, pending: Pending) -> None:
+        pending.busy = False
+        self.transfer.busy.discard(pending.path)
         self._claim_ended(pending.path)
         inode, held = self.session.at(pending.path), self.namespace.remote.get(pending.path)
         if inode is not None and held is not None and held.ino == inode.ino:
             self._fresh.discard(inode.ino)
+
+    async def _carry_out_batch(self, persistence: Persistence, batch: list[Pending]) -> None:
+        """Many paths in one transaction; what does not fit into one, or was in one that failed, goes alone."""
+        epoch = self.epoch
+        try:
+            for pending in batch:
+                inode = self.transfer.desired(pending.path)
+                if inode is not None:
+                    self._writes.pop(inode.ino, None)
+            done = await commit(self.session, persistence, {pending.path for pending in batch})
+            for pending in batch:
+                if pending.path in done:
+                    self._succeeded(pending, epoch)
+                else:
+                    pending.alone = True
+        except OSError as e:
+            for pending in batch:
+                pending.alone = True
+                self._failed(pending, e)
+                pending.not_before = 0.0 if len(batch) > 1 else pending.not_before
+        except Exception as e:
+            log.exception("%s: writing back a batch failed", self.session.id)
+            for pending in batch:
+                pending.alone = True
+                self._failed(pending, OSError(errno.EIO, f"{type(e).__name__}: {e}"))
+        finally:
+            self.limit.in_flight -= 1
+            for pending in batch:
+                self._end(pending)
         self._start_due()
-        self._wake.set()  # for the time of the next one
+        self._wake.set()
 
     async def _try(self, pending: Pending) -> None:
         epoch = self.epoch
         inode = self.transfer.desired(pending.path)
         if inode is not None:
             self._writes.pop(inode.ino, None)
-        pending.not_before = 0.0
+        pending.alone = False
         try:
-            await self.transfer.step(pending.path, copy=pending.torn >= PATIENCE)
+            finished = await self.transfer.step(pending.path, copy=pending.torn >= PATIENCE)
         except Blocked as e:
             self._block(pending, e.on)
         except Torn:
@@ -287,11 +343,14 @@ class WriteBack:
             log.exception("%s: writing back %r failed", self.session.id, pending.path)
             self._failed(pending, OSError(errno.EIO, f"{type(e).__name__}: {e}"))
         else:
-            pending.done = epoch
-            pending.tries = pending.torn = 0
-            pending.error = None
-            self.transfer.errors.pop(pending.path, None)
-            self.limit.succeeded()
+            self._succeeded(pending, epoch if finished else -1)
+
+    def _succeeded(self, pending: Pending, epoch: int) -> None:
+        pending.done = epoch
+        pending.tries = pending.torn = 0
+        pending.error = None
+        self.transfer.errors.pop(pending.path, None)
+        self.limit.succeeded()
 
     def _claim_ended(self, path: bytes) -> None:
         """Nobody works on the path any more: is there more to do for it, and who waited for it?"""
@@ -329,9 +388,6 @@ class WriteBack:
     def _report(self) -> None:
         self.progressed.set()
         self.progressed = trio.Event()
-
-    async def _progress(self) -> None:
-        await self.progressed.wait()
 
     def hurry(self) -> None:
         """Everything pending is tried now, whatever pauses were left."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import trio
 
-from vfs.callbacks import Context
+from vfs.callbacks import Change, Context
 from vfs.errors import Conflict
 from vfs.fileref import FileRef
 from vfs.persistence import Persistence
@@ -152,6 +152,39 @@ class BigShelf(Shelf):
             content += piece
             await trio.sleep(self.delay())
         return await self.on_write(scope, path, bytes(content), context)
+
+
+class Ledger(Shelf):
+    """One transaction for everything."""
+
+    async def on_commit(
+        self, scope: object, changes: Sequence[Change], context: Context
+    ) -> list[dict[str, str] | None]:
+        def act() -> list[dict[str, str] | None]:
+            before, contexts = dict(self.files), dict(self.contexts)
+            try:
+                return [self._change(change) for change in changes]
+            except BaseException:
+                self.files, self.contexts = before, contexts
+                raise
+
+        path = " ".join(f"{change.kind}:{change.path}" for change in changes)
+        answer: object = await self._carry_out("commit", path, act)
+        return answer
+
+    def _change(self, change: Change) -> dict[str, str] | None:
+        if change.kind == "write":
+            self._check(change.path, change.context)
+            self.contexts[change.path] = change.context
+            return {"version": self.put(change.path, change.content())}
+        if change.kind == "move":
+            assert change.source is not None
+            self._check(change.source, change.context)
+            return {"version": self.put(change.path, self.files.pop(change.source)[0])}
+        if change.path in self.files:
+            self._check(change.path, change.context)
+            del self.files[change.path]
+        return None
 
 
 def routes(target: object, **policy: Any) -> Routes:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.vfs.shelf import BigShelf, Crash, Shelf, routes
+from tests.vfs.shelf import BigShelf, Crash, Ledger, Shelf, routes
 from vfs.fileref import FileRef
 from vfs.inode import Inode
 from vfs.options import Options
@@ -189,7 +189,7 @@ async def run(program: Program, operations: list[tuple[Any, ...]], directory: Pa
             pass
 
 
-@pytest.mark.parametrize("kind", [Plain, Shelf, BigShelf])
+@pytest.mark.parametrize("kind", [Plain, Shelf, BigShelf, Ledger])
 @settings(max_examples=150)
 @given(st.lists(operation, max_size=40), st.integers(0, 1 << 30), st.sampled_from([0.0, 0.3]))
 def test_the_persistence_ends_up_with_what_the_tree_says(

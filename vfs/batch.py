@@ -1,0 +1,151 @@
+"""A batch: what is pending for many paths, in one call of an `on_commit`, all or nothing.
+
+Into it go writes of small files, moves and deletes that stand for themselves: moves first, then writes, then deletes,
+so no old path is deleted before its content is at the new one. A path that needs more care (content that has to be
+fetched first, a large file, a path that is the source of one and the target of another move) is left out and goes
+alone, by `transfer`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vfs import failpoints
+from vfs.callbacks import Change
+from vfs.capture import SMALL, Capture, Torn, capture
+from vfs.fileref import FileRef
+from vfs.inode import Inode
+from vfs.persistence import Persistence
+from vfs.records import Removed, Storing
+from vfs.remote import Entry
+
+if TYPE_CHECKING:
+    from vfs.persisted import PersistedSession
+
+__all__ = ["commit"]
+
+BYTES = 32 << 20  # of content in one batch
+
+
+class _Step(msgspec.Struct):
+    """One change, and what is recorded when it is made."""
+
+    change: Change
+    path: bytes
+    ino: int
+    generation: int
+    size: int
+    checksum: bytes = b""
+    source: bytes = b""
+
+
+async def commit(session: PersistedSession, persistence: Persistence, paths: set[bytes]) -> set[bytes]:
+    """Carry out what fits into one batch; the paths that were. They are claimed, all of them. Raises OSError."""
+    moves, writes, deletes = await _plan(session, persistence, paths)
+    steps = moves + writes + deletes
+    if not steps:
+        return set()
+    for step in moves + writes:
+        session.commit(Storing(step.path, step.ino, step.generation, step.size, step.checksum, step.source))
+    failpoints.reach("batch.before-answer")
+    refs = await persistence.commit([step.change for step in steps])
+    failpoints.reach("batch.before-record")
+    for step, ref in zip(steps, refs, strict=True):
+        if ref is None:
+            session.commit(Removed(step.path))
+            session.removed(step.path)
+        else:
+            _stored(session, step, ref)
+    return {step.path for step in steps}
+
+
+def _stored(session: PersistedSession, step: _Step, ref: FileRef) -> None:
+    session.writeback.transfer.stored(step.path, step.ino, step.generation, step.size, ref, step.source)
+
+
+async def _plan(
+    session: PersistedSession, persistence: Persistence, paths: set[bytes]
+) -> tuple[list[_Step], list[_Step], list[_Step]]:
+    transfer, remote = session.writeback.transfer, session.namespace.remote
+    moves: list[_Step] = []
+    writes: list[_Step] = []
+    sources: set[bytes] = set()
+    size = 0
+    for path in sorted(paths):
+        want, held = transfer.desired(path), remote.get(path)
+        if want is None or _is_needed(session, held, want):
+            continue
+        source = _source(session, persistence, path, want, held, paths)
+        if source is not None and source not in sources:
+            sources.add(source)
+            moves.append(_move(session, path, want, source))
+        elif not want.remote and want.size <= SMALL and size + want.size <= BYTES:
+            try:
+                async with capture(session, want) as captured:
+                    writes.append(_write(session, path, want, captured))
+            except Torn:
+                continue
+            size += want.size
+    fresh = {step.path for step in moves + writes}
+    deletes = [
+        _delete(session, path, held)
+        for path in sorted(paths - sources)
+        if transfer.desired(path) is None
+        and (held := remote.get(path)) is not None
+        and not _is_needed(session, held, None)
+        and _is_elsewhere(session, path, held, fresh)
+    ]
+    return moves, writes, deletes
+
+
+def _is_needed(session: PersistedSession, held: Entry | None, want: Inode | None) -> bool:
+    """Whether what the path holds is content of another file that is not here."""
+    if held is None or (want is not None and want.ino == held.ino):
+        return False
+    holder = session.namespace.inodes.get(held.ino)
+    return holder is not None and holder.remote
+
+
+def _is_elsewhere(session: PersistedSession, path: bytes, held: Entry, fresh: set[bytes]) -> bool:
+    """Whether a renamed file is at its new path, or gets there in this batch."""
+    holder = session.namespace.inodes.get(held.ino)
+    if holder is None or not holder.nlink:
+        return True
+    return session.writeback.transfer.awaited(path, held, holder) in (None, *fresh)
+
+
+def _source(
+    session: PersistedSession, persistence: Persistence, path: bytes, want: Inode, held: Entry | None, paths: set[bytes]
+) -> bytes | None:
+    """Where a clean file can be moved from: a path of this batch where nothing is wanted, to one that is free."""
+    if held is not None:
+        return None
+    for source in session.namespace.remote.paths(want.ino):
+        entry = session.namespace.remote.entries[source]
+        if source in paths and entry.generation == want.generation and session.at(source) is None:
+            return source if session.place(source).persistence is persistence else None
+    return None
+
+
+def _write(session: PersistedSession, path: bytes, want: Inode, captured: Capture) -> _Step:
+    context = session.writeback.transfer.context(path, want, session.namespace.remote.get(path))
+    context["size"], context["checksum"] = captured.size, captured.checksum
+    context["generation"], context["mtime_ns"] = captured.generation, captured.mtime_ns
+    change = Change("write", os.fsdecode(path), context, file=captured.file())
+    checksum = bytes.fromhex(captured.checksum)
+    return _Step(change, path, want.ino, captured.generation, captured.size, checksum)
+
+
+def _move(session: PersistedSession, path: bytes, want: Inode, source: bytes) -> _Step:
+    entry = session.namespace.remote.entries[source]
+    context = session.writeback.transfer.context(path, want, entry)
+    change = Change("move", os.fsdecode(path), context, source=os.fsdecode(source))
+    return _Step(change, path, want.ino, entry.generation, entry.size, source=source)
+
+
+def _delete(session: PersistedSession, path: bytes, held: Entry) -> _Step:
+    context = session.writeback.transfer.context_of_delete(path, held)
+    return _Step(Change("delete", os.fsdecode(path), context), path, held.ino, held.generation, 0)
