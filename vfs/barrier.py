@@ -7,12 +7,17 @@ that began after the barrier has succeeded. Who writes a file all the time does 
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
+
+import trio
+
+from vfs.errors import error
 
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
 
-__all__ = ["barrier"]
+__all__ = ["barrier", "persisted"]
 
 
 async def barrier(session: PersistedSession) -> bool:
@@ -42,6 +47,30 @@ async def barrier(session: PersistedSession) -> bool:
                     break
                 await writeback.progressed.wait()
         return not stuck
+    finally:
+        writeback.urgent -= 1
+
+
+async def persisted(session: PersistedSession, ino: int) -> None:
+    """What the file holds now is in the persistence under every name it has, or OSError says why it is not: what
+    fsync(2) waits for where the policy's durability is `remote`. Waits as long as a reader would."""
+    writeback, generation = session.writeback, session.namespace.inode(ino).generation
+    writeback.urgent += 1
+    try:
+        await writeback.expand()
+        tries = {pending.path: pending.tries for pending in writeback.queue}
+        for path in _names(session, ino):
+            writeback.note_path(path)
+        writeback.hurry()
+        with trio.move_on_after(session.options.read_timeout):
+            while not _reached(session, ino, generation):
+                for path in _names(session, ino):
+                    pending = session.writeback.queue.get(path)
+                    if pending is not None and pending.error is not None and _hopeless(session, path, tries):
+                        raise pending.error
+                await writeback.progressed.wait()
+            return
+        raise error(errno.EIO, session.id, "not persisted in time; it is recorded here, and is tried again")
     finally:
         writeback.urgent -= 1
 

@@ -27,6 +27,7 @@ from vfs.callbacks import Change, Context
 from vfs.fileref import FileRef
 from vfs.listing import UNKNOWN_SIZE
 from vfs.metadata import normalised
+from vfs.telemetry import Call, Telemetry
 
 __all__ = ["UNKNOWN_SIZE", "Persistence"]
 
@@ -46,7 +47,7 @@ class Persistence:
     for each MiB moved is added. `threads`: sync callbacks at a time. `max_file_size`: bytes of content that may be
     held in memory, which matters where on_read_range or on_write_file is absent. `owned`: `aclose` closes the target
     too. `can`: names of the callbacks that are there; `writes`, `reads`: whether content can be brought there, and
-    from there.
+    from there; `telemetry`: what its calls took.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Persistence:
         self._scope = scope
         self._known = cast(Context, {**(context or {}), "base_directory": self.base_directory})
         self._caller = Caller(name, callbacks.discover(target), target, threads=threads, async_library=async_library)
+        self.telemetry = Telemetry()
         self.can = self._caller.callbacks
         self.writes = not self.can.isdisjoint({"on_write", "on_write_file", "on_commit"})
         self.reads = not self.can.isdisjoint({"on_read", "on_read_range"})
@@ -236,7 +238,11 @@ class Persistence:
             raise OSError(errno.ENOSYS, f"{self.name} has no {callback}", subject)
         told = {**self._known, **(context or {}), "operation": operation}
         timeout = self.timeout + moving / SLOWEST
-        return await self._caller.call(callback, subject, timeout, self._scope, *arguments, told)
+        with self.telemetry.measured(Call(self.name, callback, subject, moving)) as call:
+            answer = await self._caller.call(callback, subject, timeout, self._scope, *arguments, told)
+            if operation == "read" and isinstance(answer, bytes | bytearray | memoryview):
+                call.bytes = len(answer)
+            return answer
 
     def _outward(self, path: str) -> str:
         return "/" + path.removeprefix(self._prefix)

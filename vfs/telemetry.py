@@ -1,0 +1,67 @@
+"""Telemetry: each call of a persistence, how long it took, what it moved, and whether it failed.
+
+A `Persistence` counts its calls by callback, for who asks now and then, and tells observers of each one. An observer is
+a function that neither waits nor raises.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+__all__ = ["Call", "Tally", "Telemetry"]
+
+
+class Call(msgspec.Struct):
+    """`seconds` it took, threads and retries by the callback included; `bytes` of content that were moved; `error` as
+    errno, None where it succeeded. `path` is the session's, "/" for a listing."""
+
+    persistence: str
+    callback: str
+    path: str
+    bytes: int = 0
+    seconds: float = 0.0
+    error: int | None = None
+
+
+class Tally(msgspec.Struct):
+    """All calls of one callback; `seconds` and `bytes` of those that succeeded."""
+
+    calls: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+
+
+class Telemetry:
+    def __init__(self) -> None:
+        self.tallies: dict[str, Tally] = {}
+        self.observers: list[Callable[[Call], None]] = []
+
+    @contextmanager
+    def measured(self, call: Call) -> Iterator[Call]:
+        """Counts what the block does; a block that is cancelled is not counted."""
+        began = time.perf_counter()
+        try:
+            yield call
+        except Exception as e:
+            call.error = e.errno or errno.EIO if isinstance(e, OSError) else errno.EIO
+            self._count(call, began)
+            raise
+        self._count(call, began)
+
+    def _count(self, call: Call, began: float) -> None:
+        call.seconds = time.perf_counter() - began
+        tally = self.tallies.setdefault(call.callback, Tally())
+        tally.calls += 1
+        if call.error is None:
+            tally.seconds += call.seconds
+            tally.bytes += call.bytes
+        else:
+            tally.failures += 1
+        for observer in self.observers:
+            observer(call)
