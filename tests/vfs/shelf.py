@@ -169,7 +169,7 @@ class Ledger(Shelf):
                 raise
 
         path = " ".join(f"{change.kind}:{change.path}" for change in changes)
-        answer: object = await self._carry_out("commit", path, act)
+        answer: list[dict[str, str] | None] = await self._carry_out("commit", path, act)
         return answer
 
     def _change(self, change: Change) -> dict[str, str] | None:

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from tests.vfs.shelf import BigShelf, Crash, Shelf, content, flaky, put, routes
 from vfs.options import Options
+from vfs.policy import Policy
 from vfs.session import Session
 from vfs.tree import KERNEL
 
@@ -323,3 +324,26 @@ async def test_ten_thousand_small_files_are_there_within_ten_seconds(tmp_path: P
         assert receipt.pending == 0
         assert len(shelf.files) == 10_000
         assert trio.current_time() - began < 10
+
+
+async def test_with_remote_durability_fsync_answers_when_the_persistence_has_the_file(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.02
+    shelf = Shelf()
+    async with Session.open(
+        "s", tmp_path, routes=routes(shelf, debounce=50, max_wait=100), policy=Policy(durability="remote")
+    ) as session:
+        ino = session.create(1, b"a", 0o644, KERNEL).ino
+        await session.write(ino, 0, b"x")
+        await session.fsync(ino)
+        assert shelf.contents == {"/a": b"x"}
+
+        def fault(operation: str, path: str) -> None:
+            raise PermissionError(errno.EACCES, "no")
+
+        shelf.fault = fault
+        await session.write(ino, 0, b"y")
+        with pytest.raises(PermissionError):
+            await session.fsync(ino)
+        shelf.fault = lambda operation, path: None
