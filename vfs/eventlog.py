@@ -109,7 +109,7 @@ class EventLog:
         self.directory = directory
         self.last = 0
         self.mark: Mark | None = None
-        self._segment_bytes = max(64 << 10, min(4 << 20, max_bytes // 8))
+        self._segment_bytes = max(128 << 10, min(4 << 20, max_bytes // 8))
         self._max_bytes = max(max_bytes, 2 * self._segment_bytes)
         self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._fd = -1
@@ -169,13 +169,14 @@ class EventLog:
         recovered: bool = False,
     ) -> None:
         """The events get the next numbers, and are in the log when this returns; else an OSError, and nothing is."""
-        if self._fd < 0 or (self._size >= self._segment_bytes and self.last + 1 not in self._sizes):
-            self._begin_segment()
         first, framed = self.last + 1, bytearray()
         for at in range(0, len(rows), BATCH) or (0,):
             part = rows[at : at + BATCH]
             is_last = at + BATCH >= len(rows)
             framed += frame(_encode(_Written(first + at, part, mark if is_last else None, origins, recovered)))
+        is_full = self._size + len(framed) > self._segment_bytes and first not in self._sizes
+        if self._fd < 0 or is_full:
+            self._begin_segment()
         try:
             written = os.write(self._fd, framed)
         except OSError:
@@ -195,9 +196,9 @@ class EventLog:
             os.close(self._fd)
         self._fd, self._size = fd, 0
         self._sizes[self.last + 1] = 0
-        total = sum(self._sizes.values())
-        for first in list(self._sizes)[:-1]:
-            if total + self._segment_bytes <= self._max_bytes:
+        total = sum(self._sizes.values()) + self._segment_bytes
+        for first in list(self._sizes)[:-2]:
+            if total <= self._max_bytes:
                 break
             total -= self._sizes.pop(first)
             os.unlink(_name(first), dir_fd=self._directory_fd)

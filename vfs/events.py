@@ -93,7 +93,7 @@ class Events(Rows):
     def _sweep(self, *, all_of_them: bool = False) -> None:
         """Events of files that are not going to be closed, or not soon."""
         assert self._tree is not None
-        now, is_open = time.monotonic(), self._tree.is_open
+        now, is_open = trio.current_time(), self._tree.is_open
         for ino, change in list(self._changed.items()):
             due = change.since + LONG_OPEN if is_open(ino) else change.last + QUIET
             if all_of_them or now >= due:

@@ -39,7 +39,7 @@ from vfs.tree import UNNAMED
 
 __all__ = ["NOBODY", "Row", "Rows", "Told"]
 
-_FULL = 2000  # rows in the list: written at once
+_FULL = 500  # rows in the list: written at once
 _UNNAMED = UNNAMED.partition(b"%")[0]  # what a file is called that has no name yet: nobody is told
 _PATHS = 10_000  # directories whose path is remembered
 
@@ -60,7 +60,7 @@ class Told(Protocol):
 
 
 class Change:
-    """A file that has changed since its last event. Times by the monotonic clock; `content`: not only attributes."""
+    """A file that has changed since its last event. Times by trio's clock; `content`: not only attributes."""
 
     __slots__ = ("actor", "content", "last", "since")
 
@@ -285,7 +285,7 @@ class Rows:
     # ---- files that change
 
     def _change(self, inode: Inode, content: bool, actor: Any) -> None:
-        now = time.monotonic()
+        now = trio.current_time()
         change = self._changed.get(inode.ino)
         if change is None:
             if not self._changed and not self._rows:
