@@ -259,11 +259,19 @@ class Worker:
 def told(receipt: SessionReceipt) -> dict[str, Any]:
     """The receipt, with as many of its files as a message holds beside the rest."""
     brief: dict[str, Any] = msgspec.to_builtins(receipt)
+    brief["stored"] = {_printable(path): stored for path, stored in brief["stored"].items()}
+    for pending in brief["reasons"]:
+        pending["path"] = _printable(pending["path"])
     for field in ("stored", "reasons"):
         while len(msgspec.msgpack.encode(brief[field])) > MAX_MESSAGE // 4:
             kept = list(brief[field])[: len(brief[field]) // 2]
             brief[field] = {name: brief[field][name] for name in kept} if field == "stored" else kept
     return brief
+
+
+def _printable(path: str) -> str:
+    """Messages are UTF-8, which names need not be."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 async def serve(start: Start, fuse_fd: int, control: socket.socket) -> None:
