@@ -82,6 +82,9 @@ class Operations(pyfuse3.Operations):
         self._absent = EntryAttributes()
         self._absent.st_ino = 0
         self._absent.entry_timeout = YEAR
+        self._absent_now = EntryAttributes()
+        self._absent_now.st_ino = 0
+        self._absent_now.entry_timeout = 1  # someone else may make it, and no listing would tell
         session.invalidate = self._changed_elsewhere
 
     def _changed_elsewhere(self, names: list[tuple[int, bytes]], inos: list[int]) -> None:
@@ -144,7 +147,12 @@ class Operations(pyfuse3.Operations):
         try:
             inode = self.session.lookup(parent_inode, name)
         except FileNotFoundError:
-            return self._absent
+            if not self.session.unlisted:
+                return self._absent
+            found = await self.session.find(parent_inode, name)
+            if found is None:
+                return self._absent_now
+            inode = found
         if inode.remote:
             await self.session.settle(inode)
         return self._entry(inode)

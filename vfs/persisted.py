@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 
 import trio
 
+from vfs.adoption import adopt
 from vfs.barrier import barrier, persisted
 from vfs.cache import Cache
 from vfs.content import Content
@@ -31,6 +32,7 @@ from vfs.journal import Journal
 from vfs.namespace import ROOT, Namespace
 from vfs.options import Options
 from vfs.pending import PERMANENT
+from vfs.persistence import Persistence
 from vfs.policy import Policy
 from vfs.receipt import Pending, Receipt, StoredFile
 from vfs.records import Record, Unlink
@@ -103,7 +105,7 @@ class PersistedSession(Guarded):
         """A persistence for a directory, in a session that is in use. ValueError if that has one already."""
         self.routes.add(route)
         self.writeback.note_all()
-        self.spawn(self.listing.begin)
+        self.spawn(self.listing.attempt)
 
     # ---- for the parts of this session
 
@@ -173,6 +175,24 @@ class PersistedSession(Guarded):
         self.happened.conflicted(path, beside)
 
     # ---- requests
+
+    async def find(self, parent: int, name: bytes) -> Inode | None:
+        """A name that is not here: a persistence that cannot be listed is asked for it."""
+        if not self.unlisted:
+            return None
+        path = self.namespace.path(self.namespace.directory(parent))
+        path = path + b"/" + name if path else name
+        persistence = self.place(path).persistence
+        if persistence is None or self.namespace.remote.get(path) is not None or not _is_asked_by_name(persistence):
+            return None
+        ref = await self.writeback.transfer.conflicts.current(persistence, path)
+        if ref is not None and self.namespace.remote.get(path) is None and self.at(path) is None:
+            adopt(self, [ref])
+        return self.at(path)
+
+    @property
+    def unlisted(self) -> bool:
+        return any(route.persistence is not None and _is_asked_by_name(route.persistence) for route in self.routes)
 
     async def settle(self, inode: Inode) -> None:
         await self.hydration.settle(inode)
@@ -320,3 +340,7 @@ class PersistedSession(Guarded):
             {os.fsdecode(path): file for path, file in self._stored.items()},
             reasons,
         )
+
+
+def _is_asked_by_name(persistence: Persistence) -> bool:
+    return "on_list" not in persistence.can and (persistence.reads or "on_stat" in persistence.can)

@@ -90,12 +90,16 @@ class Refresh:
         """Again and again. A failure is logged once, until a listing succeeds."""
         while True:
             await trio.sleep(interval)
-            before = self.error
-            try:
-                await self.once()
-            except OSError as e:
-                if before is None:
-                    log.warning("%s: the persistence cannot be listed: %s; it is tried again", self.session.id, e)
+            await self.attempt()
+
+    async def attempt(self) -> None:
+        """List, and log a failure that is new."""
+        before = self.error
+        try:
+            await self.once()
+        except OSError as e:
+            if before is None:
+                log.warning("%s: the persistence cannot be listed: %s; it is tried again", self.session.id, e)
 
     async def once(self, *, reread: bool = False) -> Refreshed:
         """List every route. With `reread`, files of which a listing tells nothing but the path are read again."""

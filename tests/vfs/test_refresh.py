@@ -331,3 +331,18 @@ async def test_a_file_that_went_while_its_session_was_down_is_gone_and_an_edited
         assert names(session) == ["edited"]
         await session.sync()
         assert shelf.contents == {"/edited": b"2"}
+
+
+async def test_what_cannot_be_listed_is_asked_for_by_name(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Shelf()
+    shelf.put("/a", b"by name")
+    without = {"on_read": shelf.on_read, "on_write": shelf.on_write, "on_delete": shelf.on_delete}
+    async with opened(tmp_path, without) as session:
+        assert names(session) == []
+        assert await session.find(1, b"nothing") is None
+        inode = await session.find(1, b"a")
+        assert (inode.size, await content(session, "a")) == (7, b"by name")
+        session.unlink(1, b"a", KERNEL)
+        assert await session.find(1, b"a") is None
+        await session.sync()
+        assert shelf.contents == {}
