@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mount.mountpoint import parse_mountinfo
+
+MOUNTS = Path("/proc/self/mountinfo")
 COMMAND = Path(sys.executable).parent / "mount-session"
 DEADLINE = 30.0  # seconds until a session is mounted, or stopped; both take well under one when the machine is idle
 
@@ -119,7 +122,7 @@ class Mounted:
 
 def detach(path: Path) -> None:
     """Takes a mount away, dead or alive, whoever still uses it."""
-    if not any(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines()):
+    if not any(entry.mountpoint == os.fsencode(path) for entry in parse_mountinfo(MOUNTS.read_bytes())):
         return
     if os.geteuid() == 0:
         lazily = 2  # MNT_DETACH, umount2(2)
