@@ -71,8 +71,11 @@ class Events(Rows):
             self.namespace = namespace
             self.committed(record, inode)
 
-    def attach(self, tree: Told) -> None:
-        """Go on with the recovered session. What was lost of the list is in the log when this returns."""
+    def attach(self, tree: Told, *, adopted: bool) -> None:
+        """Go on with the recovered session. What was lost of the list is in the log when this returns.
+
+        `adopted`: files may still be open, and have their event when they are closed.
+        """
         namespace = self.namespace = tree.namespace
         self._tree = tree
         mark = self.log.mark
@@ -81,6 +84,11 @@ class Events(Rows):
             for inode in [*written, *(namespace.inodes[ino] for ino in mark.writing if ino in namespace.inodes)]:
                 self._change(inode, True, NOBODY)
             self._paths.clear()
+        if adopted:
+            for pid in {row[8] for row in self._rows if row[8]}:  # those that wait for an answer are still there
+                self._origins.look(pid)
+        else:
+            self._sweep(all_of_them=True)
         self._starting = True
         self.write()
         self._recovered = False
@@ -105,19 +113,9 @@ class Events(Rows):
     # ---- into the log
 
     def run(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self._look)
         nursery.start_soon(self._gather)
         if self.hooks:
             nursery.start_soon(self.hooks.run, self.subscribe(self._hooked), self._hook_told)
-
-    async def _look(self) -> None:
-        """Who the processes are, as soon as their request is answered: a short-lived one is gone soon after."""
-        while True:
-            await self._look_soon.wait()
-            self._look_soon = trio.Event()
-            unknown, self._unknown = self._unknown, []
-            for pid in unknown:
-                self._origins.look(pid)
 
     async def _gather(self) -> None:
         while True:
@@ -137,9 +135,6 @@ class Events(Rows):
 
     def write(self) -> bool:
         """All events so far are in the log when this returns true; otherwise they are kept."""
-        for pid in self._unknown:
-            self._origins.look(pid)
-        self._unknown.clear()
         rows, origins = self._rows, self._origins
         if self._dropped:
             rows = [self._drop_row(), *rows]

@@ -1,12 +1,14 @@
 """Where a request came from: the program and the container of a process, as /proc tells.
 
-What is read is kept for each pid, for `_FRESH` seconds without another look: a pid comes back after thousands of other
-processes, not within that. A process that is gone by the time it is looked at keeps what was known of it before.
-Asked by `events`, beside the requests: two small files cost about 30 microseconds.
+It is looked at while the process waits for its first change to be answered, so it is there to be seen, however soon it
+ends: once for each process, 15 microseconds (starting one takes 500). What is known is kept for each pid, and looked at
+again after `_FRESH` seconds, for a pid comes back after thousands of other processes. A process that is gone by the
+time of an event (a file is released after the exit of who had it open) keeps what was known of it.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from typing import NamedTuple
 __all__ = ["Origin", "Origins", "container_in"]
 
 _FRESH = 2.0
-_KEPT = 30.0  # seconds for which what was known of a process that is gone stands
+_KEPT = 3600.0  # seconds for which what was known of a process that is gone stands
 _MOST = 4096
 _ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
@@ -58,13 +60,21 @@ class Origins:
         """Read what /proc says about the process now."""
         now = time.monotonic()
         try:
-            with open(f"/proc/{pid}/cgroup") as file:
-                container = container_in(file.read())
-            with open(f"/proc/{pid}/comm", errors="backslashreplace") as file:
-                found = Origin(file.read().rstrip("\n"), container)
+            container = container_in(_read(f"/proc/{pid}/cgroup"))
+            found = Origin(_read(f"/proc/{pid}/comm").rstrip("\n"), container)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             known = self._known.get(pid)
             found = known[0] if known is not None and now - known[1] < _KEPT else UNKNOWN
         if len(self._known) >= _MOST:
-            self._known = {pid: kept for pid, kept in self._known.items() if now - kept[1] < _FRESH}
+            for earliest in list(self._known)[: _MOST // 2]:
+                del self._known[earliest]
         self._known[pid] = found, now
+
+
+def _read(path: str) -> str:
+    """A small file of /proc. Without Python's layers: 5 microseconds and not 15."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096).decode(errors="backslashreplace")
+    finally:
+        os.close(fd)

@@ -97,9 +97,7 @@ class Rows:
         self._paths: dict[int, bytes] = {}
         self._checksums: dict[bytes, bytes] = {}
         self._origins = Origins()
-        self._unknown: list[int] = []
         self._flush_soon = trio.Event()
-        self._look_soon = trio.Event()
         self._notes: dict[type, Callable[[Any, Inode | None], None]] = {
             Make: self._named,
             Link: self._named,
@@ -140,6 +138,8 @@ class Rows:
     def opened(self, ino: int, caller: Any) -> None:
         """Someone has opened a file for writing: what is written to it is theirs."""
         self._openers[ino] = caller
+        if caller.pid and not self._origins.is_fresh(caller.pid, time.monotonic()):
+            self._origins.look(caller.pid)
 
     # ---- what write-back and the quota tell
 
@@ -178,9 +178,8 @@ class Rows:
             self._flush_soon.set()
         rows.append(row)
         pid = row[8]
-        if pid and not self._origins.is_fresh(pid, time.monotonic()) and pid not in self._unknown:
-            self._unknown.append(pid)
-            self._look_soon.set()
+        if pid and self._tree is not None and not self._origins.is_fresh(pid, time.monotonic()):
+            self._origins.look(pid)
         if len(rows) >= _FULL and self._failed is None and self._tree is not None:
             self.write()
 

@@ -122,7 +122,7 @@ class Session(Tree):
         self.happened = events
         self.compaction = Compaction(self.directory, self.journal, events)
         self.on_soft_limit = events.passed
-        events.attach(self)
+        events.attach(self, adopted=self._adopted)
         self.observers.insert(0, events)
 
     def events(self, since: int | None = 0, *, follow: bool = True) -> AsyncIterator[Event]:
