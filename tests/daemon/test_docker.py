@@ -21,12 +21,23 @@ Serve = Callable[..., Serving]
 PLUGINS = Path("/run/docker/plugins")
 
 
-@pytest.fixture
-def driver(docker_engine: Engine) -> Iterator[str]:
+def driver_name(suffix: str = "") -> str:
     """A name for the driver that no other run of these tests uses."""
-    name = f"mount-session-test-{os.getpid()}"
-    yield name
-    (PLUGINS / f"{name}.sock").unlink(missing_ok=True)
+    return f"mount-session-test-{os.getpid()}{suffix}"
+
+
+def settings_of(driver: str) -> dict[str, Any]:
+    return {"docker": str(PLUGINS / f"{driver}.sock"), "policy": {"uid": 1001, "gid": 1001}}
+
+
+@pytest.fixture(scope="module")
+def plugin(docker_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    daemon = Serving.start(tmp_path_factory.mktemp("plugin"), settings_of(driver_name()))
+    try:
+        yield daemon
+        daemon.stop()
+    finally:
+        daemon.clean_up()
 
 
 class Volumes:
@@ -76,13 +87,16 @@ class Volumes:
 
 
 @pytest.fixture
-def volumes(serving: Serve, docker_engine: Engine, container_image: str, driver: str) -> Iterator[Volumes]:
-    daemon = serving(docker=str(PLUGINS / f"{driver}.sock"), policy={"uid": 1001, "gid": 1001})
-    made = Volumes(docker_engine, container_image, driver, daemon)
+def volumes(plugin: Serving, docker_engine: Engine, container_image: str) -> Iterator[Volumes]:
+    """The plugin, which the tests share one after another; each finds it without volumes or sessions."""
+    made = Volumes(docker_engine, container_image, driver_name(), plugin)
     try:
         yield made
     finally:
         made.clean_up()
+        with plugin.client() as client:
+            for status in client.list():
+                client.remove(status.session, purge=True, force=True)
 
 
 def test_a_volumes_whole_life(volumes: Volumes) -> None:
@@ -158,16 +172,22 @@ def test_the_death_of_the_worker_is_nothing_to_a_container(volumes: Volumes) -> 
     assert found == [str(n + 1) for n in range(len(found))]
 
 
-def test_users_are_remembered_over_a_restart_of_the_daemon(volumes: Volumes, serving: Serve, driver: str) -> None:
-    volumes.create("kept")
-    container = volumes.start("kept")
-    daemon = volumes.daemon
-    daemon.kill9()
-    volumes.daemon = serving(docker=str(PLUGINS / f"{driver}.sock"), policy={"uid": 1001, "gid": 1001})
-    until(lambda: volumes.daemon.mounts())
-    assert volumes.inspect("kept")["Status"]["containers"] == 1
-    volumes.engine.docker("rm", "-f", container)
-    assert volumes.daemon.mounts() == []
+def test_users_are_remembered_over_a_restart_of_the_daemon(
+    serving: Serve, docker_engine: Engine, container_image: str
+) -> None:
+    driver = driver_name("-restarted")
+    volumes = Volumes(docker_engine, container_image, driver, serving(**settings_of(driver)))
+    try:
+        volumes.create("kept")
+        container = volumes.start("kept")
+        volumes.daemon.kill9()
+        daemon = serving(**settings_of(driver))
+        until(lambda: daemon.mounts())
+        assert volumes.inspect("kept")["Status"]["containers"] == 1
+        volumes.engine.docker("rm", "-f", container)
+        assert daemon.mounts() == []
+    finally:
+        volumes.clean_up()
 
 
 def test_a_session_of_the_operators_is_a_volume_that_docker_cannot_remove(volumes: Volumes) -> None:
@@ -211,7 +231,7 @@ def test_the_compose_example_does_what_it_says(volumes: Volumes) -> None:
 
 
 def test_a_container_of_all_sessions_sees_those_that_come_later(
-    serving: Serve, volumes: Volumes, tmp_path: Path
+    volumes: Volumes,
 ) -> None:
     """`-v ROOT:/sessions:rslave`. Under systemd / is shared; here that is done for ROOT."""
     root = volumes.daemon.root
