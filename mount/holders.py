@@ -51,7 +51,7 @@ def _why(process: Path, device: str, mountpoint: bytes, own_namespace: str) -> s
         target = os.fsencode(os.readlink(process / "fd" / name))
         if _inside(target, mountpoint):
             return f"{os.fsdecode(target)} is open"
-    for line in (process / "maps").read_bytes().splitlines():
+    for line in (process / "maps").read_bytes().split(b"\n"):
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and _inside(fields[5], mountpoint):
             return f"{os.fsdecode(fields[5])} is mapped"

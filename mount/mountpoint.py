@@ -61,7 +61,7 @@ def _unescape(field: bytes) -> bytes:
 
 def parse_mountinfo(text: bytes) -> list[Entry]:
     entries = []
-    for line in text.splitlines():
+    for line in text.removesuffix(b"\n").split(b"\n"):  # a carriage return is a byte of a name like any other
         before, _, after = line.partition(b" - ")
         mount_id, _, device, root, mountpoint, options, *_ = before.split(b" ")
         fstype, source, *_ = after.split(b" ")
@@ -72,7 +72,7 @@ def parse_mountinfo(text: bytes) -> list[Entry]:
                 _unescape(root),
                 _unescape(mountpoint),
                 frozenset(options.decode().split(",")),
-                _unescape(fstype).decode(),
+                os.fsdecode(_unescape(fstype)),
                 _unescape(source),
             )
         )

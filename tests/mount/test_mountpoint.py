@@ -18,7 +18,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mount(2) is for root")
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
-    path = mountpoint.resolve(tmp_path / "mnt with space\\and#\n")
+    path = mountpoint.resolve(tmp_path / "mnt with space\\and#\r\n")
     path.mkdir()
     yield path
     detach_all(path)
@@ -36,6 +36,13 @@ def test_mountinfo_is_read_with_its_octal_escapes() -> None:
     assert entry.source == b"a b"
     assert (entry.mount_id, entry.device, entry.root, entry.fstype) == (36, "98:0", b"/mnt1", "fuse.mount-session")
     assert entry.options == {"rw", "noatime"}
+
+
+def test_what_others_mount_under_odd_names_does_not_stop_us() -> None:
+    line = b"36 35 0:98 / /mnt\r2\xff rw - fuse.\xff\r a\rb rw\n"
+    first, second = mountpoint.parse_mountinfo(line * 2)
+    assert first == second
+    assert (first.mountpoint, first.source) == (b"/mnt\r2\xff", b"a\rb")
 
 
 def test_a_missing_mountpoint_is_refused(tmp_path: Path) -> None:
