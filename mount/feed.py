@@ -26,6 +26,7 @@ __all__ = ["Feed", "Line"]
 
 WAIT: Final = 15.0  # seconds after which a page is answered though it is empty: who listens may be gone
 _LOOK: Final = 0.5  # seconds between looks for a worker, where there is none
+_RARELY: Final = 4.0  # after some looks in vain: the session sleeps, or is not mounted
 _PATIENCE: Final = 10.0  # seconds beyond WAIT for a worker's answer
 
 
@@ -49,7 +50,7 @@ class Feed:
 
     async def page(self, wait: float = WAIT) -> list[Line]:
         """The next events; empty if there are none within `wait` seconds."""
-        end = trio.current_time() + wait
+        end, pause = trio.current_time() + wait, _LOOK
         while True:
             left = max(0.0, end - trio.current_time())
             mounted = self._hosted.mounted
@@ -57,7 +58,8 @@ class Feed:
             if told is None:
                 told = await trio.to_thread.run_sync(self._read)
                 if not told and left:
-                    await trio.sleep(min(_LOOK, left))
+                    await trio.sleep(min(pause, left))
+                    pause = min(pause * 2, _RARELY)
                     continue
             return told
 

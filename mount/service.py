@@ -31,6 +31,7 @@ from mount.identity import take_environment
 from mount.listener import Listener
 from mount.metrics import metrics_application
 from mount.notify import notify, watchdog_seconds
+from mount.outbox import Outbox
 from mount.settings import Settings
 from mount.spawner import PROJECT
 from mount.supervisor import Supervisor
@@ -76,6 +77,7 @@ async def _serve(
             for listener in listeners:
                 nursery.start_soon(listener.serve)
             nursery.start_soon(daemon.webhooks.run)
+            nursery.start_soon(Outbox(daemon).run)
             if settings.metrics:
                 nursery.start_soon(_serve_metrics, daemon, settings.metrics)
             nursery.start_soon(_restore, daemon)

@@ -8,7 +8,7 @@ sequence numbers.
 
 The body is the event as `GET /v1/sessions/{session}/events` has it. The signature is HMAC-SHA256, hex, over the
 timestamp, a dot and the body: `Mount-Session-Signature: t=1700000000,v1=...`. Redirects are not followed. Owned by
-the daemon.
+the daemon; `outbox` gives it the events, one at a time of each session, so the queue is short.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Receiver:
         self._secret = webhook.secret()
         self._queue: deque[Event] = deque()
         self._missed = 0
+        self._put = self._passed = 0
         self._more = trio.Event()
+        self._went = trio.Event()
 
     @property
     def pending(self) -> int:
@@ -78,8 +80,22 @@ class Receiver:
             self._queue.popleft()
             self.dropped += 1
             self._missed += 1
+            self._let_pass()
         self._queue.append(event)
+        self._put += 1
         self._more.set()
+
+    async def take(self, event: Event) -> None:
+        """Returns when the receiver has taken the event, or takes no more at all."""
+        self.put(event)
+        number = self._put
+        while self._passed < number and not self.gone:
+            await self._went.wait()
+
+    def _let_pass(self) -> None:
+        self._passed += 1
+        self._went.set()
+        self._went = trio.Event()
 
     async def run(self) -> None:
         """Deliver for ever."""
@@ -94,6 +110,8 @@ class Receiver:
                 self._missed -= missed
             if self._queue and self._queue[0] is event:
                 self._queue.popleft()
+                self._let_pass()
+        self._went.set()
 
     async def _deliver(self, event: Event, missed: int) -> bool:
         """Try until it is taken. False if the receiver is gone, or the event was dropped meanwhile."""

@@ -1,4 +1,4 @@
-"""What happens in a session is told by the daemon: as lines, as server-sent events, to webhooks; nothing twice or lost."""
+"""What happens in a session is told by the daemon: as lines, as server-sent events, to webhooks; nothing is lost."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ def paths(daemon: Serving, kind: str, *arguments: str) -> list[str]:
 
 @contextmanager
 def http(daemon: Serving) -> Iterator[httpx.Client]:
-    with short_path(daemon.socket) as uds:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=uds), base_url="http://daemon", timeout=20) as client:
-            yield client
+    with (
+        short_path(daemon.socket) as uds,
+        httpx.Client(transport=httpx.HTTPTransport(uds=uds), base_url="http://daemon", timeout=20) as client,
+    ):
+        yield client
 
 
 def test_the_command_prints_what_happened_and_resumes_by_number(serving: Serve) -> None:
@@ -111,6 +115,77 @@ def test_server_sent_events_resume_by_the_last_id(serving: Serve) -> None:
         for wrong in ("-1", "1e3", "x", "9" * 30):
             assert client.get("/v1/sessions/desk/events", params={"since": wrong}).status_code == 400
         assert client.get("/v1/sessions/nope/events").status_code == 404
+
+
+class Receiving:
+    """A receiver of webhooks, and what it has taken, by a real server; `status` is what it answers."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, Any]] = []
+        self.status = 204
+        receiving = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                event = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if receiving.status == 204:
+                    receiving.taken.append(event)
+                self.send_response(receiving.status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever)
+
+    def __enter__(self) -> Receiving:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/hook"
+
+    def numbers(self, session: str) -> list[int]:
+        return [event["seq"] for event in self.taken if event["session"] == session]
+
+
+def test_webhooks_are_told_of_everything_in_order_over_restarts_and_a_receiver_that_was_down(serving: Serve) -> None:
+    with Receiving() as hook:
+        settings: dict[str, Any] = {"webhooks": [{"url": hook.url, "sessions": ["desk*"]}]}
+        first = serving(**settings)
+        first.run("new", "desk")
+        first.run("new", "other")
+        (first.root / "desk/a").write_text("x")
+        (first.root / "other/a").write_text("x")
+        until(lambda: hook.numbers("desk") == [1, 2])
+        hook.status = 503
+        (first.root / "desk/b").write_text("x")
+        until(lambda: "status 503" in first.log())
+        first.stop()
+        hook.status = 204
+        second = serving(**settings)
+        until(lambda: hook.numbers("desk") == [1, 2, 3, 4])
+        second.run("new", "desk-2")
+        (second.root / "desk-2/dir").mkdir()
+        until(lambda: hook.numbers("desk-2") == [1])
+        assert hook.numbers("other") == []
+        told = [event for event in hook.taken if event["session"] == "desk"]
+        assert told == events(second, "desk")
+        second.stop()
+        third = serving(webhooks=[{"url": hook.url + "/new"}])
+        places = third.state / ".daemon/registry/webhooks.json"
+        until(lambda: json.loads(places.read_text()).get(hook.url + "/new", {}).get("desk"))
+        (third.root / "desk/c").mkdir()
+        until(lambda: len(hook.numbers("desk")) == 5)
+        assert hook.taken[-1]["path"] == "/c", "a new receiver is told of what comes"
 
 
 def test_the_soft_limit_of_a_quota_is_an_event(serving: Serve) -> None:
