@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from mount.config import MountConfig
 from vfs.callbacks import Context
+from vfs.options import Options
 from vfs.persistence import Persistence
 from vfs.policy import Policy
 from vfs.routes import Route, Routes
@@ -34,14 +35,19 @@ async def opened(config: MountConfig, *, adopted: bool) -> AsyncIterator[Session
     policy = config.policy
     async with contextlib.AsyncExitStack() as stack:
         storage = await _storage(config)
-        persistence = await _persistence(config, storage)
+        persistence, hooks = await _persistence(config, storage)
         if persistence is not None:
             stack.push_async_callback(persistence.aclose)
         if hasattr(storage, "acquire"):
             await stack.enter_async_context(_leased(cast("S3Storage", storage), config, adopted))
         session = await stack.enter_async_context(
             Session.open(
-                config.session, config.state_path, adopted=adopted, policy=policy, routes=_routes(persistence, policy)
+                config.session,
+                config.state_path,
+                adopted=adopted,
+                policy=policy,
+                routes=_routes(persistence, policy),
+                options=Options(hooks=hooks),
             )
         )
         if persistence is not None and config.callbacks is not None:
@@ -72,7 +78,7 @@ def _routes(persistence: Persistence | None, policy: Policy) -> Routes | None:
 
 async def open_persistence(config: MountConfig) -> Persistence | None:
     """ValueError if two are asked for, or what is asked for is none."""
-    return await _persistence(config, await _storage(config))
+    return (await _persistence(config, await _storage(config)))[0]
 
 
 async def _storage(config: MountConfig) -> Storage | None:
@@ -84,12 +90,14 @@ async def _storage(config: MountConfig) -> Storage | None:
     return storage
 
 
-async def _persistence(config: MountConfig, storage: Storage | None) -> Persistence | None:
+async def _persistence(config: MountConfig, storage: Storage | None) -> tuple[Persistence | None, object]:
+    """The persistence, and the object that may have hooks beside its callbacks (`vfs.hooks`)."""
     context: Context = {"session_id": config.session}
     if storage is not None:
         name = config.storage.partition("?")[0]
-        return Persistence(as_persistence(storage), name=name, context=context, owned=True)
+        return Persistence(as_persistence(storage), name=name, context=context, owned=True), None
     if config.callbacks is None:
-        return None
+        return None, None
     target = await open_target(config.callbacks, token=os.environ.get(TOKEN), directory=config.directory)
-    return Persistence(target.callbacks, config.scope, config.callbacks, context=context, owned=target.owned)
+    persistence = Persistence(target.callbacks, config.scope, config.callbacks, context=context, owned=target.owned)
+    return persistence, target.callbacks

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.container import Container
 from tests.daemon.serving import until
 from tests.mounted import COMMAND, Mounted, run
@@ -57,3 +59,37 @@ def test_events_go_on_over_the_death_of_everything(mounted: Mount) -> None:
         ("modified", "/second"),
     ]
     assert [event["seq"] for event in told] == [1, 2, 3, 4]
+
+
+HOOKS = """
+from pathlib import Path
+OUT = Path({out!r})
+files = {{}}
+
+def on_write(scope, path, content, context):
+    files[path] = content
+
+def on_file_created(file, session_id):
+    raise RuntimeError("this hook fails")
+
+def on_file_modified(file, session_id):
+    with OUT.open("a") as out:
+        print("modified", file.path, file.size, session_id, file=out)
+
+async def on_file_synced(file, session_id):
+    with OUT.open("a") as out:
+        print("synced", file.path, file=out)
+"""
+
+
+def test_hooks_beside_the_callbacks_are_called_and_one_that_fails_harms_nothing(
+    mounted: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "hooked.py").write_text(HOOKS.format(out=str(out)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    session = mounted("work", "--callbacks", "hooked")
+    (session.path / "f").write_text("abc")
+    session.stop()
+    assert out.read_text() == "modified /f 3 work\nsynced /f\n"
+    assert "this hook fails" in session.log.read_text()
