@@ -4,7 +4,8 @@ Files are dropped least recently used first, and only clean ones: what a path of
 generation that is here. When a writer finds the cache full of what is not written back yet it waits for that; after
 `Options.cache_wait` it gets ENOSPC. Nothing that only frees space ever waits.
 
-Sizes are those of the files, so a sparse or partly fetched file counts for more than it takes.
+Sizes are those of the files, or of the blocks that are here of a partly fetched one; a sparse file counts for more than
+it takes. A file may be larger than the limit: it is written back and dropped as it grows.
 """
 
 from __future__ import annotations
@@ -28,41 +29,41 @@ LULL = 0.02  # between two looks at what has become clean: each looks at all tha
 
 
 class Cache:
-    """`used` is what the backing files take, by their files' sizes. An observer of its session."""
+    """`used` is what the backing files take, by their files' sizes; nothing is counted before there is a limit."""
 
     def __init__(self, session: PersistedSession) -> None:
         self.session = session
         self.used = 0
+        self._counted = False
         self._sizes: OrderedDict[int, int] = OrderedDict()  # least recently used first
 
     @property
     def limit(self) -> int | None:
         return self.session.policy.cache_bytes
 
-    def begin(self) -> None:
-        """Count what is here already; least recently used is what was changed longest ago."""
+    def _count(self) -> None:
+        """What is here already; least recently used is what was changed longest ago."""
+        self._counted = True
+        self.used = 0
+        self._sizes.clear()
         content, namespace = self.session.content, self.session.namespace
         here = [inode for ino in content.inos() if (inode := namespace.inodes.get(ino)) is not None]
         for inode in sorted(here, key=lambda inode: inode.mtime_ns):
             self.touch(inode)
 
-    # ---- what the session tells (Observer)
+    # ---- what the session tells
 
     def committed(self, record: Record, inode: Inode | None) -> None:
         if isinstance(record, Reclaim):
             for ino in record.inos:
                 self._forget(ino)
 
-    def written(self, inode: Inode) -> None:
-        self.touch(inode)
-
-    def released(self, inode: Inode) -> None:
-        pass
-
     # ---- use
 
     def touch(self, inode: Inode) -> None:
         """The file's content is here, and was just used."""
+        if not self._counted:
+            self._count()
         self.used += inode.size - self._sizes.get(inode.ino, 0)
         self._sizes[inode.ino] = inode.size
         self._sizes.move_to_end(inode.ino)
@@ -75,7 +76,11 @@ class Cache:
     async def admit(self, length: int) -> None:
         """Room for `length` bytes more: what is clean goes, and what is dirty is waited for. ENOSPC after a while."""
         limit = self.limit
-        if limit is None or self.used + length <= limit:
+        if limit is None:
+            return
+        if not self._counted:
+            self._count()
+        if self.used + length <= limit:
             return
         self.trim(limit - length)
         if self.used + length <= limit:
@@ -96,14 +101,16 @@ class Cache:
 
     def trim(self, limit: int) -> None:
         """Drop clean content, least recently used first, until the rest is at most `limit` bytes."""
+        if not self._counted or self.limit is None:
+            self._count()
         if self.used <= limit:
             return
         chosen, left = [], self.used
         for ino in list(self._sizes):
             inode = self.session.namespace.inodes.get(ino)
-            if inode is not None and inode.size and self.is_clean(inode):
+            if inode is not None and self._sizes[ino] and self.is_clean(inode):
                 chosen.append(inode)
-                left -= inode.size
+                left -= self._sizes[ino]
                 if left <= limit:
                     break
         self.evict(chosen)

@@ -24,15 +24,12 @@ from vfs.errors import Conflict, error
 from vfs.inode import Inode
 from vfs.persistence import Persistence
 from vfs.records import (
-    Hydrated,
     Link,
     Make,
-    Record,
     Rename,
     Setattr,
     Setxattr,
     Stored,
-    Storing,
 )
 from vfs.routes import Route
 
@@ -50,7 +47,7 @@ REMEMBERED = "described.json"  # in the state directory: the version of each rou
 
 
 class Describe:
-    """For one route. An observer of its session."""
+    """For one route."""
 
     def __init__(self, session: PersistedSession, route: Route, persistence: Persistence) -> None:
         self.session = session
@@ -62,23 +59,17 @@ class Describe:
         self._version: str | None = None
         self._known = False
         self._before: frozenset[int] = frozenset()
+        self.listening = False  # not before what is there has been taken up
         self._changes = 0
         self._saved = 0
         self._wake = trio.Event()
         self._lock = trio.Lock()
 
-    # ---- what the session tells (Observer)
-
-    def committed(self, record: Record, inode: Inode | None) -> None:
-        if not isinstance(record, Storing | Hydrated):
+    def changed(self) -> None:
+        """Something of the tree has changed."""
+        if self.listening:
             self._changes += 1
             self._wake.set()
-
-    def written(self, inode: Inode) -> None:
-        pass
-
-    def released(self, inode: Inode) -> None:
-        pass
 
     @property
     def pending(self) -> bool:

@@ -65,7 +65,7 @@ class Hydration:
         for ino, _, _ in rows:
             self.content.remove(ino)
 
-    # ---- what the session tells (Observer)
+    # ---- what the session tells
 
     def committed(self, record: Record, inode: Inode | None) -> None:
         if isinstance(record, Reclaim):
@@ -81,9 +81,6 @@ class Hydration:
                 self.unsized.add(record.ino)
             else:
                 self.unsized.discard(record.ino)
-
-    def written(self, inode: Inode) -> None:
-        pass
 
     def released(self, inode: Inode) -> None:
         self._ahead.forget(inode.ino)

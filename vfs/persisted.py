@@ -31,6 +31,7 @@ from vfs.inode import Inode
 from vfs.journal import Journal
 from vfs.namespace import ROOT, Namespace
 from vfs.options import Options
+from vfs.parts import Parts
 from vfs.pending import PERMANENT
 from vfs.persistence import Persistence
 from vfs.policy import Policy
@@ -69,7 +70,7 @@ class PersistedSession(Guarded):
         self.writeback = WriteBack(self, options)
         self.cache = Cache(self)
         self.listing = Refresh(self)
-        self.observers += [self.writeback, self.hydration, self.cache, self.listing]
+        self.observers.append(Parts(self))
         self.descriptions = [
             Describe(self, route, route.persistence)
             for route in routes
@@ -80,14 +81,13 @@ class PersistedSession(Guarded):
 
     async def _start(self) -> None:
         self.hydration.begin()
-        self.cache.begin()
         before = frozenset(self.namespace.inodes) if self.namespace.next_ino > ROOT + 1 else frozenset()
         for description in self.descriptions:
             await description.begin(fresh=not before)
         await self.listing.begin()
         for description in self.descriptions:
             await description.take_up(before)
-            self.observers.append(description)
+            description.listening = True
             self._nursery.start_soon(description.run)
         self.writeback.note_all()
         self._nursery.start_soon(self.writeback.run)
@@ -220,8 +220,7 @@ class PersistedSession(Guarded):
         if inode.remote and inode.is_file:
             await self.cache.admit(0)
             await self.hydration.before_read(inode, offset, size)
-            self.cache.touch(inode)
-        elif self.cache.limit is not None:
+        if self.cache.limit is not None:
             self.cache.touch(inode)
         return await super().read(ino, offset, size)
 

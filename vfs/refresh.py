@@ -46,7 +46,7 @@ class Refreshed(msgspec.Struct):
 
 
 class Refresh:
-    """An observer of its session, to know what is written back while a listing is made."""
+    """It hears of every record, to know what is written back while a listing is made."""
 
     def __init__(self, session: PersistedSession) -> None:
         self.session = session
@@ -58,7 +58,7 @@ class Refresh:
         self._stamps: dict[bytes, tuple[int | None, str | None]] = {}
         self._lock = trio.Lock()
 
-    # ---- what the session tells (Observer)
+    # ---- what the session tells
 
     def committed(self, record: Record, inode: Inode | None) -> None:
         if isinstance(record, Stored | Storing | Removed):
@@ -66,12 +66,6 @@ class Refresh:
             self._stamps.pop(record.path, None)
             if not isinstance(record, Removed) and record.source:
                 self._touched.add(record.source)
-
-    def written(self, inode: Inode) -> None:
-        pass
-
-    def released(self, inode: Inode) -> None:
-        pass
 
     # ---- when
 

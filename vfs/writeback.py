@@ -24,6 +24,7 @@ import trio
 
 from vfs.batch import commit
 from vfs.capture import Torn
+from vfs.errors import Conflict
 from vfs.inode import Inode
 from vfs.limit import Limit
 from vfs.options import Options
@@ -64,7 +65,6 @@ class WriteBack:
         self.progressed = trio.Event()
         self.epoch = 0  # counts barriers
         self.urgent = 0  # barriers that wait
-        self.changes = 0  # counts notes
         self._names: deque[tuple[int, bytes]] = deque()
         self._inodes: dict[int, None] = {}
         self._writes: dict[int, _Writes] = {}
@@ -141,7 +141,6 @@ class WriteBack:
         self._expanding = True
         try:
             while self._names or self._inodes:
-                self.changes += 1
                 while self._names:
                     parent, name = self._names.popleft()
                     directory = self.namespace.inodes.get(parent)
@@ -309,15 +308,10 @@ class WriteBack:
                 else:
                     pending.alone = True
         except OSError as e:
-            for pending in batch:
-                pending.alone = True
-                self._failed(pending, e)
-                pending.not_before = 0.0 if len(batch) > 1 else pending.not_before
+            self._batch_failed(batch, e)
         except Exception as e:
             log.exception("%s: writing back a batch failed", self.session.id)
-            for pending in batch:
-                pending.alone = True
-                self._failed(pending, OSError(errno.EIO, f"{type(e).__name__}: {e}"))
+            self._batch_failed(batch, OSError(errno.EIO, f"{type(e).__name__}: {e}"))
         finally:
             self.limit.in_flight -= 1
             for pending in batch:
@@ -351,6 +345,13 @@ class WriteBack:
         pending.error = None
         self.transfer.errors.pop(pending.path, None)
         self.limit.succeeded()
+
+    def _batch_failed(self, batch: list[Pending], e: OSError) -> None:
+        """Each goes alone now, which tells whose fault it was; a conflict is dealt with there too."""
+        for pending in batch:
+            pending.alone = True
+            if len(batch) == 1 and not isinstance(e, Conflict):
+                self._failed(pending, e)
 
     def _claim_ended(self, path: bytes) -> None:
         """Nobody works on the path any more: is there more to do for it, and who waited for it?"""
