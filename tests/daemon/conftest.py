@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +30,15 @@ def serving(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
     finally:
         for one in running:
             one.clean_up()
+
+
+@pytest.fixture(scope="module")
+def open_directory() -> Iterator[Path]:
+    """A directory that every user may pass through; pytest's own are closed to all but one."""
+    directory = Path(tempfile.mkdtemp(prefix="mount-session."))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")

@@ -21,15 +21,12 @@ SECRET = "hush-hush-credential"
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+def host(open_directory: Path) -> Iterator[Serving]:
     """A daemon that gives each worker a user of its own, with two tenants, `mine` and `theirs`."""
     if os.geteuid() != 0:
         pytest.fail("workers with users of their own need root; CI has it")
-    directory = tmp_path_factory.mktemp("host")
-    for parent in (directory, *directory.parents[:2]):
-        parent.chmod(0o755)  # the tests are about our own directories' modes, not about pytest's
     settings = {"workers": {"uids": [FIRST, 100]}, "policy": {"uid": 1001, "gid": 1001}}
-    one = Serving.start(directory, settings, {"AWS_SECRET_ACCESS_KEY": "the-daemons-own"})
+    one = Serving.start(open_directory, settings, {"AWS_SECRET_ACCESS_KEY": "the-daemons-own"})
     try:
         one.run("new", "mine", "--env", "AWS_SECRET_ACCESS_KEY=mine-alone", "--umask", "077")
         one.run("new", "theirs", "--env", f"AWS_SECRET_ACCESS_KEY={SECRET}", "--umask", "077")

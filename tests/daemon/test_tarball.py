@@ -48,13 +48,12 @@ def extract(content: bytes, directory: Path, log: Path) -> tuple[int, str]:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> tuple[Path, Path]:
+def places(open_directory: Path, tmp_path: Path) -> tuple[Path, Path]:
     """The session's directory, and one beside it that the user may write to as well."""
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
-    found = tmp_path / "session", tmp_path / "outside"
+    base = open_directory / tmp_path.name
+    found = base / "session", base / "outside"
     for place in found:
-        place.mkdir()
+        place.mkdir(parents=True)
         place.chmod(0o777)
     return found
 
