@@ -16,9 +16,10 @@ from trio.testing import MockClock
 from tests.vfs.shelf import BigShelf, Crash, Shelf, routes
 from vfs.fileref import FileRef
 from vfs.files import Files
+from vfs.options import Options
 from vfs.persistence import Persistence
 from vfs.policy import Policy
-from vfs.routes import Route
+from vfs.routes import Route, Routes
 from vfs.session import Session
 from vfs.tree import KERNEL, Caller
 
@@ -506,3 +507,37 @@ async def test_a_route_that_is_added_in_use_brings_its_files_and_takes_what_is_t
         await session.sync()
     assert first.contents == {"/f": b"1"}
     assert second.contents == {"/data/there": b"1", "/data/new": b"2"}
+
+
+async def test_what_is_given_up_does_not_go_out_while_another_file_is_waited_for(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+    shelf.delay = lambda: 5.0
+    one = Options(concurrency=1, max_concurrency=1, refresh_interval=None)
+    async with Session.open("s", tmp_path, routes=routes(shelf), options=one) as session:
+        await session.files.write("a", b"1")
+        await trio.sleep(1)
+        await session.files.write("b", b"2")
+        done = await session.files.reset(force=True)
+        assert done.discarded == ["b"]
+        assert [ref.path for ref in await session.files.list()] == ["a"]
+    assert shelf.contents == {"/a": b"1"}
+    assert ("write", "/b") not in shelf.log
+
+
+async def test_a_file_that_is_only_open_is_in_no_count(files: Files) -> None:
+    inode = files.session.create(1, b"f", 0o644, KERNEL)
+    files.session.unlink(1, b"f", KERNEL)
+    assert (await files.stats()).total.files == 0
+    files.session.release(inode.ino)
+
+
+async def test_a_hidden_name_cannot_be_written_by_path(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with Session.open("s", tmp_path, routes=Routes(hidden=[".env"])) as session:
+        for call in (session.files.write(".env", b""), session.files.create("d/.env", b""), session.files.read(".env")):
+            with pytest.raises(FileNotFoundError):
+                await call
+        assert await session.files.list() == []
+    async with Session.open("s", tmp_path) as session:
+        assert await session.files.list() == []
