@@ -80,7 +80,7 @@ class Mounted:
 
     def _attach(self) -> None:
         path = self.config.mountpoint_path
-        mountpoint.prepare(path)
+        mountpoint.prepare(path, self.config.directory)
         attached = mountpoint.attach(path, self.config.session, read_only=self.config.read_only)
         self.fd = attached.fd
         try:

@@ -99,8 +99,9 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     return parent
 
 
-def prepare(mountpoint: Path) -> None:
-    """Refuse what cannot be mounted on, with a message that says what to do; take away a dead mount of ours."""
+def prepare(mountpoint: Path, state: Path) -> None:
+    """Refuse what cannot be mounted on, with a message that says what to do; take away a dead mount of ours. `state` is
+    the session's state directory: a mount over it would wait for itself."""
     entry = mounted_on(mountpoint)
     if entry is not None and entry.fstype == FSTYPE and _is_dead(mountpoint):
         detach(mountpoint, lazy=True)
@@ -120,6 +121,10 @@ def prepare(mountpoint: Path) -> None:
         ) from None
     if not stat.S_ISDIR(mode):
         raise NotADirectoryError(errno.ENOTDIR, "the mountpoint is not a directory; name a directory", str(mountpoint))
+    if Path(os.path.realpath(state)).is_relative_to(mountpoint):
+        raise OSError(
+            errno.EINVAL, f"the mount would cover its own state, {state}; choose another directory", str(mountpoint)
+        )
 
 
 def is_ours(mountpoint: Path) -> bool:

@@ -165,7 +165,7 @@ async def _up(config: MountConfig) -> Receipt | None:
             nursery.start_soon(_obey, signals, supervisor, nursery.cancel_scope)
             mounted = await supervisor.mount(config)
             if not supervisor.is_successor:
-                click.echo(f"{config.session} is mounted on {os.fsdecode(config.mountpoint)}")
+                click.echo(b"%b is mounted on %b" % (config.session.encode(), config.mountpoint))
             await mounted.gone.wait()
             nursery.cancel_scope.cancel()
         return supervisor.receipts.get(config.session)

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from mount import bdi, handshake, holders, mountpoint
-from tests.mounted import detach
+from tests.mounted import COMMAND, detach
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mount(2) is for root")
+
+STATE = Path("/var/lib/mount-session/session")
 
 
 @pytest.fixture
@@ -47,20 +49,50 @@ def test_what_others_mount_under_odd_names_does_not_stop_us() -> None:
 
 def test_a_missing_mountpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="create the directory first"):
-        mountpoint.prepare(tmp_path / "nowhere")
+        mountpoint.prepare(tmp_path / "nowhere", STATE)
 
 
 def test_a_file_is_refused_as_mountpoint(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="not a directory"):
-        mountpoint.prepare(tmp_path / "file")
+        mountpoint.prepare(tmp_path / "file", STATE)
+
+
+def test_a_mount_may_not_cover_its_own_state(tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "link").symlink_to("mnt")
+    with pytest.raises(OSError, match="would cover its own state"):
+        mountpoint.prepare(tmp_path / "mnt", tmp_path / "link" / "state" / "session")
+    mountpoint.prepare(tmp_path / "mnt", tmp_path / "state" / "session")
+
+
+def test_a_session_is_mounted_on_a_directory_of_any_name(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff \r\n\\040"))
+    path.mkdir()
+    process = subprocess.Popen(
+        [str(COMMAND), "up", "--state", str(tmp_path / "state"), "odd", path],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert process.stdout is not None
+    try:
+        expected = b"odd is mounted on " + os.fsencode(path) + b"\n"
+        assert process.stdout.read(len(expected)) == expected
+        (path / "file").write_bytes(b"content")
+        process.terminate()
+        assert b'"files":1' in process.communicate(timeout=30)[0]
+        assert mountpoint.mounted_on(path) is None
+    finally:
+        process.kill()
+        process.wait()
+        detach_all(path)
 
 
 @root_only
 def test_a_mount_is_refused_as_mountpoint(directory: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "something", directory], check=True)
     with pytest.raises(OSError, match="tmpfs from something") as refused:
-        mountpoint.prepare(directory)
+        mountpoint.prepare(directory, STATE)
     assert refused.value.errno == errno.EBUSY
 
 
@@ -87,7 +119,7 @@ def test_a_dead_mount_of_ours_is_taken_away_first(directory: Path) -> None:
     with pytest.raises(OSError, match="not connected"):
         os.statvfs(directory)
     assert mountpoint.resolve(directory) == directory
-    mountpoint.prepare(directory)
+    mountpoint.prepare(directory, STATE)
     assert mountpoint.mounted_on(directory) is None
 
 
