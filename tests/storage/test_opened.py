@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trio.testing import MockClock
 
 from tests.vfs.shelf import BigShelf, routes
 from vfs.session import Session
@@ -16,9 +15,7 @@ from vfs.storage.opened import OpenSession
 
 
 @pytest.mark.parametrize("persisted", [False, True])
-async def test_an_open_session_does_all_that_a_storage_does(
-    tmp_path: Path, autojump_clock: MockClock, persisted: bool
-) -> None:
+async def test_an_open_session_does_all_that_a_storage_does(tmp_path: Path, persisted: bool) -> None:
     shelf = BigShelf()
     options: dict[str, Any] = {"routes": routes(shelf)} if persisted else {}
     async with Session.open("s", tmp_path, **options) as session:
@@ -55,9 +52,7 @@ async def test_where_it_is_mounted_is_its_local_path(tmp_path: Path) -> None:
         assert e.value.errno == errno.ENOTSUP
 
 
-async def test_what_could_not_be_brought_there_is_an_error_with_its_reason(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_what_could_not_be_brought_there_is_an_error_with_its_reason(tmp_path: Path) -> None:
     shelf = BigShelf()
 
     def refuse(operation: str, path: str) -> None:

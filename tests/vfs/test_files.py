@@ -315,9 +315,7 @@ async def test_files_that_were_made_elsewhere_land_in_the_session(files: Files) 
 # ---- with a persistence
 
 
-async def test_what_is_written_by_path_reaches_the_persistence_and_comes_back(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_what_is_written_by_path_reaches_the_persistence_and_comes_back(tmp_path: Path) -> None:
     shelf = BigShelf()
     async with Session.open("s", tmp_path / "1", routes=routes(shelf)) as session:
         files = Files(session)
@@ -333,9 +331,7 @@ async def test_what_is_written_by_path_reaches_the_persistence_and_comes_back(
     assert [path for _, path in shelf.log if "mount-session" in path] == []
 
 
-async def test_a_file_listed_as_a_bare_path_has_its_size_when_it_is_asked_for(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_a_file_listed_as_a_bare_path_has_its_size_when_it_is_asked_for(tmp_path: Path) -> None:
     class Paths(Shelf):
         async def on_list(self, scope: object, context: Any) -> list[Any]:
             return sorted(self.files)
@@ -359,7 +355,7 @@ def test_paths_of_os_work_too(tmp_path: Path) -> None:
     trio.run(main)
 
 
-async def test_metadata_alone_goes_to_the_persistence_too(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_metadata_alone_goes_to_the_persistence_too(tmp_path: Path) -> None:
     shelf = BigShelf()
     shelf.put("/elsewhere", b"x" * 600_000)
     async with Session.open("s", tmp_path, routes=routes(shelf)) as session:
@@ -373,7 +369,7 @@ async def test_metadata_alone_goes_to_the_persistence_too(tmp_path: Path, autoju
         assert shelf.contents == {"/f": b"content", "/elsewhere": b"x" * 600_000}
 
 
-async def test_stats_say_how_much_is_where(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_stats_say_how_much_is_where(tmp_path: Path) -> None:
     shelf = BigShelf()
     shelf.put("/there", b"12345")
     shelf.put("/going", b"1")
@@ -405,9 +401,7 @@ async def test_stats_say_how_much_is_where(tmp_path: Path, autojump_clock: MockC
         assert (await session.files.stats()).local == (await session.files.stats()).total
 
 
-async def test_a_reset_drops_what_is_clean_and_keeps_what_is_not_saved(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_a_reset_drops_what_is_clean_and_keeps_what_is_not_saved(tmp_path: Path) -> None:
     shelf = BigShelf()
     async with Session.open("s", tmp_path, routes=routes(shelf, debounce=1000, max_wait=1000)) as session:
         files = session.files
@@ -428,6 +422,7 @@ async def test_a_reset_drops_what_is_clean_and_keeps_what_is_not_saved(
 
 
 async def test_a_reset_by_force_gives_up_every_unsaved_change(tmp_path: Path, autojump_clock: MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.05  # threads of the session are at work while nothing else is
     shelf = BigShelf()
     async with Session.open("s", tmp_path, routes=routes(shelf, debounce=1000, max_wait=1000)) as session:
         files = session.files
@@ -467,9 +462,7 @@ async def test_a_session_that_is_only_here_cannot_be_reset(files: Files) -> None
     assert (await files.refresh()).new == 0
 
 
-async def test_files_that_are_known_to_be_there_are_registered_without_a_listing(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_files_that_are_known_to_be_there_are_registered_without_a_listing(tmp_path: Path) -> None:
     class Unlisted(Shelf):
         on_list = None  # type: ignore[assignment]
 
@@ -492,9 +485,7 @@ async def test_files_that_are_known_to_be_there_are_registered_without_a_listing
     assert shelf.files["/d/a"][1] == version
 
 
-async def test_a_route_that_is_added_in_use_brings_its_files_and_takes_what_is_there(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_a_route_that_is_added_in_use_brings_its_files_and_takes_what_is_there(tmp_path: Path) -> None:
     first, second = BigShelf(), BigShelf()
     second.put("/data/there", b"1")
     async with Session.open("s", tmp_path, routes=routes(first)) as session:
@@ -512,6 +503,7 @@ async def test_a_route_that_is_added_in_use_brings_its_files_and_takes_what_is_t
 async def test_what_is_given_up_does_not_go_out_while_another_file_is_waited_for(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
+    autojump_clock.autojump_threshold = 0.05  # threads of the session are at work while nothing else is
     shelf = BigShelf()
     shelf.delay = lambda: 5.0
     one = Options(concurrency=1, max_concurrency=1, refresh_interval=None)
@@ -533,7 +525,7 @@ async def test_a_file_that_is_only_open_is_in_no_count(files: Files) -> None:
     files.session.release(inode.ino)
 
 
-async def test_a_hidden_name_cannot_be_written_by_path(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_hidden_name_cannot_be_written_by_path(tmp_path: Path) -> None:
     async with Session.open("s", tmp_path, routes=Routes(hidden=[".env"])) as session:
         for call in (session.files.write(".env", b""), session.files.create("d/.env", b""), session.files.read(".env")):
             with pytest.raises(FileNotFoundError):

@@ -24,7 +24,7 @@ from vfs.telemetry import Call
     "callbacks", [("on_write",), ("on_read",), ("on_delete",), ("on_list",), ("on_list", "on_read")]
 )
 async def test_each_callback_is_optional_and_what_it_would_do_stays_in_the_session(
-    tmp_path: Path, autojump_clock: MockClock, callbacks: tuple[str, ...]
+    tmp_path: Path, callbacks: tuple[str, ...]
 ) -> None:
     shelf = Shelf()
     shelf.put("/there", b"before")
@@ -55,9 +55,7 @@ class Scope:
 
 
 @pytest.mark.parametrize("make", [Scope, lambda: None])
-async def test_the_scope_comes_first_as_it_is_and_nobody_looks_at_it(
-    tmp_path: Path, autojump_clock: MockClock, make: Any
-) -> None:
+async def test_the_scope_comes_first_as_it_is_and_nobody_looks_at_it(tmp_path: Path, make: Any) -> None:
     scope, seen = make(), []
 
     shelf = Shelf()
@@ -81,7 +79,7 @@ async def test_the_scope_comes_first_as_it_is_and_nobody_looks_at_it(
     assert all(given is scope for _, given in seen)
 
 
-async def test_options_of_a_route_reach_its_callbacks(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_options_of_a_route_reach_its_callbacks(tmp_path: Path) -> None:
     shelf = Shelf()
     context: Context = {"session_id": "s", "agent_id": "a", "options": {"table": "files"}}
     async with Session.open(
@@ -94,7 +92,7 @@ async def test_options_of_a_route_reach_its_callbacks(tmp_path: Path, autojump_c
     assert told["operation"] == "write"
 
 
-async def test_a_listing_has_what_is_here_and_what_is_there_sorted(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_listing_has_what_is_here_and_what_is_there_sorted(tmp_path: Path) -> None:
     shelf = Shelf()
     for path in ("/b", "/d/x", "/going"):
         shelf.put(path, b"1")
@@ -108,6 +106,7 @@ async def test_a_listing_has_what_is_here_and_what_is_there_sorted(tmp_path: Pat
 
 
 async def test_a_delete_takes_back_the_write_that_was_waiting(tmp_path: Path, autojump_clock: MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.05  # threads of the session are at work while nothing else is
     shelf = Shelf()
     async with Session.open("s", tmp_path, routes=routes(shelf, debounce=50, max_wait=50)) as session:
         await session.files.write("f", b"1")
@@ -122,6 +121,7 @@ async def test_a_delete_takes_back_the_write_that_was_waiting(tmp_path: Path, au
 async def test_fsync_waits_for_the_persistence_where_durability_is_remote(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
+    autojump_clock.autojump_threshold = 0.05  # threads of the session are at work while nothing else is
     shelf = BigShelf()
     policy = Policy(durability="remote")
     slow = routes(shelf, debounce=1000, max_wait=1000)
@@ -148,9 +148,7 @@ async def test_fsync_waits_for_the_persistence_where_durability_is_remote(
         assert shelf.contents == {"/f": b"123"}
 
 
-async def test_each_call_of_a_persistence_is_counted_and_told_with_its_failures(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_each_call_of_a_persistence_is_counted_and_told_with_its_failures(tmp_path: Path) -> None:
     shelf = BigShelf()
     shelf.put("/there", b"12345")
     persistence = Persistence(shelf, name="shelf")
