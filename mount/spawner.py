@@ -88,7 +88,7 @@ class Spawner:
             env={**os.environ, "PYTHONPATH": python_path()},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),  # ours is for the one line and the receipt
+            stdout=2,  # ours is for the one line and the receipt; a notebook's sys.stderr has no descriptor
             start_new_session=True,
         )
         theirs.close()

@@ -105,3 +105,12 @@ def test_nothing_is_mounted_after_an_exception(places: dict[str, Any]) -> None:
     assert not places["mountpoint"].is_mount()
     with mounted("s", **places) as session:
         assert (session.path / "made").read_bytes() == b"here"
+
+
+def test_a_program_whose_standard_error_is_no_file_can_mount(
+    places: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mounted("s", **places) as session:
+        (session.path / "made").write_bytes(b"here")
+    assert session.receipt is not None
+    assert session.receipt.files == 1
