@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Hydration"]
 
 
+PARALLEL = 8  # requests under way for a file that is fetched as a whole
+
+
 class Hydration:
     def __init__(self, session: PersistedSession, *, powered_off: bool) -> None:
         self.session = session
@@ -157,6 +160,7 @@ class Hydration:
             known = self.map(inode)
             absent = list(known.absent(0, known.blocks))
             for at in range(0, len(absent), SPAN):
+                self._fetches.start(inode, absent[at : at + PARALLEL * SPAN])
                 await self._fetches.need(inode, absent[at], absent[min(at + SPAN, len(absent)) - 1] + 1)
                 if not inode.remote:
                     return

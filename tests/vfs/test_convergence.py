@@ -190,7 +190,7 @@ async def run(program: Program, operations: list[tuple[Any, ...]], directory: Pa
 
 
 @pytest.mark.parametrize("kind", [Plain, Shelf, BigShelf, Ledger])
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.lists(operation, max_size=40), st.integers(0, 1 << 30), st.sampled_from([0.0, 0.3]))
 def test_the_persistence_ends_up_with_what_the_tree_says(
     kind: type[Shelf], operations: list[tuple[Any, ...]], seed: int, rate: float

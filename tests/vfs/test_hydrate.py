@@ -323,3 +323,18 @@ def test_a_file_partly_here_and_partly_elsewhere_reads_as_one(steps: list[tuple[
 
     with tempfile.TemporaryDirectory() as directory:
         trio.run(run, Path(directory), clock=MockClock(autojump_threshold=0.002))
+
+
+async def test_a_file_that_is_needed_as_a_whole_is_fetched_in_parallel(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        data = some(128 * BLOCK)
+        ino = await evicted(session, "a", data)
+        shelf.most_at_once = 0
+        shelf.delay = lambda: 0.05
+        await session.hydration.complete(session.namespace.inode(ino))
+        assert not session.namespace.inode(ino).remote
+        assert 4 <= shelf.most_at_once <= 9
+        assert await content(session, "a") == data
