@@ -115,14 +115,19 @@ class Failure(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         if isinstance(error, OSError) and error.errno is not None:
-            filename = None if error.filename is None else os.fsdecode(error.filename)
-            return cls(type(error).__name__, error.errno, error.strerror or str(error), filename)
-        return cls(type(error).__name__, 0, str(error))
+            filename = None if error.filename is None else _encodable(os.fsdecode(error.filename))
+            return cls(type(error).__name__, error.errno, _encodable(error.strerror or str(error)), filename)
+        return cls(type(error).__name__, 0, _encodable(str(error)))
 
     def error(self) -> Exception:
         """The exception again, an OSError with its errno or a ValueError; a defect is an EIO that names it."""
         if self.number:
             return OSError(self.number, self.text, self.filename)
-        if self.kind == "ValueError":
+        if self.kind in ("ValueError", "TypeError", "ImportError", "ModuleNotFoundError"):  # what a user named is wrong
             return ValueError(self.text)
         return OSError(errno.EIO, f"{self.kind}: {self.text}; this is a defect of mount-session, see the log")
+
+
+def _encodable(text: str) -> str:
+    """A name in it need not be UTF-8, which messages are."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

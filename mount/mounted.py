@@ -72,9 +72,6 @@ class Mounted:
                 await self._give_up()
             raise
         self.phase = "serving"
-        self._remember()
-
-    def _remember(self) -> None:
         assert self.connection is not None
         fdstore.remember(self.config, self.connection, self.fd)
 
@@ -325,6 +322,12 @@ class Mounted:
             self.receipt = await self._stop_worker()
             self._close()
         return self.receipt
+
+    async def hurry(self) -> None:
+        """Wait no longer for what cannot be written back now: it stays in the state directory, and pending."""
+        if self.worker is not None:
+            with contextlib.suppress(BrokenChannel):
+                await self.worker.channel.call("hurry")
 
     async def _flush_pages(self) -> None:
         """Pages changed through mappings; for these a worker is needed. What takes too long is not waited for."""

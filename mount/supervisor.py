@@ -114,6 +114,11 @@ class Supervisor:
         self._mounts.pop(session, None)
         return receipt
 
+    async def hurry(self) -> None:
+        """What is being unmounted is no longer waited for; see `Mounted.hurry`."""
+        for mounted in list(self._mounts.values()):
+            await mounted.hurry()
+
     async def upgrade(self) -> None:
         """Become the program that is installed now, with all mounts; returns only if that cannot be."""
         if not await succession.can_succeed(python_path()):

@@ -6,7 +6,7 @@ mount is gone. A supervisor talks to it over the channel it was started with; a 
 dead, finds the socket `worker.sock` in the state directory. The worker outlives its supervisor and does not notice.
 
 Calls: `status`, `events`, `sync`, `ping`, `policy`, `refresh`, `flush`, `probe`, `descriptor`, `supervisor`, `stop`,
-`retire`. The zygote forks workers; nothing
+`hurry`, `retire`. The zygote forks workers; nothing
 else imports this.
 """
 
@@ -67,6 +67,8 @@ class Worker:
         self.supervisor: Channel | None = None
         self._drained = trio.Event()
         self._done = trio.Event()
+        self._stopping = trio.Lock()
+        self._syncing = trio.CancelScope()
         self._receipt: Receipt | None = None
 
     # ---- the request loop
@@ -90,6 +92,8 @@ class Worker:
                 if not self.device.closed:
                     nursery.start_soon(self._unmounted)
                 await self._done.wait()
+                if self._syncing.cancelled_caught:
+                    os._exit(0)  # closing the session would wait as well; all is with the kernel, as after a death
                 nursery.cancel_scope.cancel()
 
     def _take_over(self, operations: Operations, nursery: trio.Nursery) -> None:
@@ -152,13 +156,22 @@ class Worker:
         self._done.set()
 
     async def _stop(self) -> None:
-        await self._drain()
+        """Once: a supervisor may tell us to, and take the mount away, at the same time."""
+        async with self._stopping:
+            if self._receipt is None:
+                await self._drain()
+                await self._sync()
+                done = self.session.receipt()
+                self._receipt = Receipt(done.session, done.files, done.bytes, done.pending)
+
+    async def _sync(self) -> None:
         try:
-            done = await self.session.sync()
+            with self._syncing:
+                await self.session.sync()
         except Exception:
             log.exception("%s: not all could be written back; it is kept in the state directory", self.session.id)
-            done = self.session.receipt()
-        self._receipt = Receipt(done.session, done.files, done.bytes, done.pending)
+        if self._syncing.cancelled_caught:
+            log.warning("%s: told not to wait until all is written back", self.session.id)
 
     # ---- what is asked of it
 
@@ -192,6 +205,9 @@ class Worker:
         if name == "stop":
             await self._stop()
             return Answer(msgspec.to_builtins(self._receipt), then=self._done.set)
+        if name == "hurry":
+            self._syncing.cancel()
+            return Answer()
         if name == "retire":
             await self._drain()
             return Answer(then=self._done.set)

@@ -109,7 +109,8 @@ def command(
     containers, for instance with `docker run -v MOUNTPOINT:/workspace ...`.
 
     To end it, send SIGTERM or press Ctrl-C: it is unmounted, everything is written back, and the receipt is printed as
-    one line of JSON (session, files, bytes, pending). The exit status is 0 if nothing is pending. Killed in any
+    one line of JSON (session, files, bytes, pending). The exit status is 0 if nothing is pending. A second signal ends
+    the waiting: what the storage does not take now stays pending, and goes there after the next `up`. Killed in any
     other way, nothing that a program was told is written gets lost: `up` it again. If only this process was killed, the
     mount goes on without it, and the next `up` takes it over.
 
@@ -161,19 +162,23 @@ def _scope(text: str | None) -> Any:
 async def _up(config: MountConfig) -> Receipt | None:
     """Mounted until a signal comes, or until someone else unmounts it; None if a signal came before it was mounted."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with Supervisor.run() as supervisor, trio.open_nursery() as nursery:
-            nursery.start_soon(_obey, signals, supervisor, nursery.cancel_scope)
-            mounted = await supervisor.mount(config)
-            if not supervisor.is_successor:
-                click.echo(b"%b is mounted on %b" % (config.session.encode(), config.mountpoint))
-            await mounted.gone.wait()
+        async with trio.open_nursery() as nursery:
+            async with Supervisor.run() as supervisor:
+                with trio.CancelScope() as working:
+                    nursery.start_soon(_obey, signals, supervisor, working)
+                    mounted = await supervisor.mount(config)
+                    if not supervisor.is_successor:
+                        click.echo(b"%b is mounted on %b" % (config.session.encode(), config.mountpoint))
+                    await mounted.gone.wait()
             nursery.cancel_scope.cancel()
         return supervisor.receipts.get(config.session)
 
 
-async def _obey(signals: AsyncIterator[int], supervisor: Supervisor, scope: trio.CancelScope) -> None:
+async def _obey(signals: AsyncIterator[int], supervisor: Supervisor, working: trio.CancelScope) -> None:
     async for number in signals:
-        if number != signal.SIGHUP:
-            break
-        await supervisor.upgrade()
-    scope.cancel()
+        if number == signal.SIGHUP:
+            await supervisor.upgrade()
+        elif not working.cancel_called:
+            working.cancel()
+        else:
+            await supervisor.hurry()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pwd
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,6 +45,32 @@ def test_ctrl_c_ends_it_like_sigterm(mounted: Mount) -> None:
     session = mounted("work")
     (session.path / "a").write_bytes(b"1")
     assert session.stop(signal.SIGINT)["files"] == 1
+
+
+REFUSING = """
+class Down:
+    def on_write(self, scope, path, content, context):
+        raise OSError(5, "the storage is down")
+
+storage = Down()
+"""
+
+
+def test_a_second_signal_ends_the_waiting_for_a_storage_that_is_down(
+    mounted: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "refusing.py").write_text(REFUSING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    session = mounted("work", "--callbacks", "refusing:storage")
+    (session.path / "a").write_bytes(b"kept")
+    session.process.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        session.process.wait(1.5)
+    session.process.terminate()
+    output, _ = session.process.communicate(timeout=30)
+    assert session.process.returncode == 1
+    assert json.loads(output)["pending"] == 1
+    assert (mounted("work").path / "a").read_bytes() == b"kept"
 
 
 def test_everything_is_there_again_at_the_next_up(mounted: Mount) -> None:
@@ -259,118 +281,6 @@ def test_the_zygote_has_one_thread_when_it_forks(mounted: Mount) -> None:
     session = mounted("work")
     (zygote,) = [p for p in session.processes() if "zygote" in Path(f"/proc/{p}/cmdline").read_text()]
     assert len(os.listdir(f"/proc/{zygote}/task")) == 1
-
-
-# ---- an ordinary user
-
-
-@pytest.fixture
-def ordinary(tmp_path: Path) -> Iterator[tuple[Path, Callable[..., subprocess.Popen[str]]]]:
-    """A directory of the user nobody, and `up` run as that user; /dev/fuse is open to all meanwhile."""
-    nobody = pwd.getpwnam("nobody")
-    home = Path(tempfile.mkdtemp(prefix="mount-session-nobody-"))
-    (home / "mnt").mkdir()
-    for path in (home, home / "mnt"):
-        os.chown(path, nobody.pw_uid, nobody.pw_gid)
-    mode = os.stat("/dev/fuse").st_mode
-    conf = CONF.read_bytes() if CONF.exists() else None
-    os.chmod("/dev/fuse", 0o666)
-
-    def run(*arguments: str, allow_other: bool = True, **environment: str) -> subprocess.Popen[str]:
-        CONF.write_text("user_allow_other\n" if allow_other else "# user_allow_other\n")
-        # The interpreter may be in root's home, so this user may search and read what root can; nothing else of root's.
-        become = [
-            shutil.which("setpriv") or "setpriv",
-            f"--reuid={nobody.pw_uid}",
-            f"--regid={nobody.pw_gid}",
-            "--clear-groups",
-        ]
-        become += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search", "--"]
-        return subprocess.Popen(
-            [*become, str(COMMAND), "up", *arguments],
-            cwd="/",
-            env={"PATH": os.environ["PATH"], "HOME": str(home), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    try:
-        yield home, run
-    finally:
-        detach(home / "mnt")
-        os.chmod("/dev/fuse", mode)
-        with contextlib.suppress(FileNotFoundError):
-            CONF.unlink()
-        if conf is not None:
-            CONF.write_bytes(conf)
-        shutil.rmtree(home)
-
-
-User = tuple[Path, Callable[..., "subprocess.Popen[str]"]]
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    output, errors = process.communicate(timeout=30)
-    return process.returncode, output, errors
-
-
-@needs_root
-def test_an_ordinary_user_mounts_with_fusermount3_and_others_can_work_in_it(ordinary: User) -> None:
-    home, run = ordinary
-    process = run("work", str(home / "mnt"))
-    assert process.stdout is not None
-    assert process.stdout.readline() == f"work is mounted on {home / 'mnt'}\n", ended(process)
-    nobody = pwd.getpwnam("nobody").pw_uid
-    subprocess.run(["touch", home / "mnt" / "mine"], user=nobody, check=True)
-    assert (home / "mnt" / "mine").stat().st_uid == nobody  # root is another user here
-    assert (home / ".local/state/mount-session/work/session.json").exists()
-    process.terminate()
-    status, output, _ = ended(process)
-    assert (status, json.loads(output)["files"]) == (0, 1)
-    assert not os.path.ismount(home / "mnt")
-
-
-@needs_root
-def test_without_user_allow_other_it_is_for_the_user_alone_and_says_so(ordinary: User) -> None:
-    home, run = ordinary
-    process = run("work", str(home / "mnt"), allow_other=False, XDG_STATE_HOME=str(home / "xdg"))
-    assert process.stdout is not None
-    assert "mounted" in process.stdout.readline()
-    with pytest.raises(PermissionError):
-        os.stat(home / "mnt")
-    assert (home / "xdg/mount-session/work/session.json").exists()
-    process.terminate()
-    status, _, errors = ended(process)
-    assert status == 0
-    assert "user_allow_other" in errors
-
-
-@needs_root
-def test_without_fusermount3_an_ordinary_user_is_told_what_to_install(ordinary: User) -> None:
-    home, run = ordinary
-    status, _, errors = ended(run("work", str(home / "mnt"), PATH=str(home)))
-    assert status == 1
-    assert "install the package fuse3" in errors
-
-
-@needs_root
-def test_without_permission_for_the_device_the_user_is_told(ordinary: User) -> None:
-    home, run = ordinary
-    os.chmod("/dev/fuse", 0o600)
-    status, _, errors = ended(run("work", str(home / "mnt")))
-    assert status == 1
-    assert "chmod 0666 /dev/fuse" in errors
-
-
-@needs_root
-def test_a_mountpoint_of_someone_else_is_refused_to_an_ordinary_user(ordinary: User, tmp_path: Path) -> None:
-    home, run = ordinary
-    other = home / "other"
-    other.mkdir()
-    status, _, errors = ended(run("work", str(other)))
-    assert status == 1
-    assert str(other) in errors
 
 
 def test_up_is_ready_soon(mounted: Mount) -> None:
