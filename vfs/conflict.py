@@ -148,6 +148,28 @@ class Conflicts:
         if self.session.at(path) is None:
             self._keep_both(path, ref if ref.version is not None else msgspec.structs.replace(ref, version=e.found))
 
+    async def on_left_over(self, persistence: Persistence, path: bytes) -> None:
+        """Attempts whose answer was lost, and nobody wants the file any more: what they made goes, what others made
+        stays, and comes into the session as everything of others does."""
+        ref = await self.current(persistence, path) if persistence.reads else None
+        if ref is not None and await self._is_left_over(persistence, path, ref):
+            context: Context = {} if ref.version is None else {"if_version": ref.version}
+            try:
+                await persistence.delete(os.fsdecode(path), context)
+            except Conflict as e:
+                log.info("%s: %s was changed by someone else before it was deleted: %s", self.session.id, ref.path, e)
+        self.session.commit(Removed(path))
+
+    async def _is_left_over(self, persistence: Persistence, path: bytes, ref: FileRef) -> bool:
+        if await self._own(persistence, path, ref) is not None:
+            return True
+        for attempt in self.namespace.remote.attempts.get(path, ()):
+            source = attempt.source and self.namespace.remote.holding(attempt.ino, attempt.generation)
+            if source and ref.size == attempt.size and persistence.reads:
+                moved, _ = await self._checksum(persistence, os.fsdecode(path), {})
+                return moved == (await self._checksum(persistence, os.fsdecode(source), {}))[0]
+        return False
+
     async def target_free(self, persistence: Persistence, path: bytes, held: Entry | None, want: Inode) -> bool:
         """Whether a move may replace what is at the path; if not, that was dealt with."""
         ref = await self.current(persistence, path)

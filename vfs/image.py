@@ -149,7 +149,9 @@ def load(directory: Path) -> tuple[Namespace, int]:
         elif isinstance(chunk, Held):
             for held, entry in chunk.rows:
                 remote.put(held, entry)
-            remote.attempts.update(chunk.attempts)
+            for tried, attempts in chunk.attempts:
+                for attempt in attempts:
+                    remote.attempt(tried, attempt)
         else:
             ended = chunk.frames == count
     if header is None or not ended or ROOT not in inodes:

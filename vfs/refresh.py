@@ -156,9 +156,9 @@ class Refresh:
         return path in self._touched or path in writeback.transfer.busy or writeback.queue.get(path) is not None
 
     def _is_ours(self, path: bytes) -> bool:
-        """A file that is here and not there yet: that is write-back's."""
+        """A file that is here and not there yet, or may be left over from an upload of ours: that is write-back's."""
         inode = self.session.at(path)
-        return inode is not None and inode.is_file
+        return (inode is not None and inode.is_file) or self.session.writeback.transfer.differs(path)
 
     def _changed(self, path: bytes, entry: Entry, ref: FileRef, reread: bool) -> bool:
         if entry.version is not None and ref.version is not None:

@@ -72,10 +72,13 @@ class Remote:
         before = self.entries.pop(path, None)
         if before is not None:
             self._forget(before.ino, path)
-            self._leave(path)
+        self._leave(path)
 
     def attempt(self, path: bytes, attempt: Attempt) -> None:
-        attempts = self.attempts.setdefault(path, [])
+        attempts = self.attempts.get(path)
+        if attempts is None:
+            attempts = self.attempts[path] = []
+            self._enter(path)
         if attempt not in attempts:
             attempts.append(attempt)
             del attempts[:-ATTEMPTS]
@@ -97,11 +100,11 @@ class Remote:
         return max(held, key=lambda found: found[1].generation, default=None)
 
     def under(self, prefix: bytes) -> Iterator[bytes]:
-        """Paths of entries at `prefix` and below; b"": all."""
+        """Paths of entries and attempts at `prefix` and below; b"": all."""
         stack = [prefix]
         while stack:
             path = stack.pop()
-            if path in self.entries:
+            if path in self.entries or path in self.attempts:
                 yield path
             stack.extend(self._below.get(path, ()))
 
@@ -121,11 +124,11 @@ class Remote:
             path = parent
 
     def _leave(self, path: bytes) -> None:
-        while path and path not in self.entries and path not in self._below:
+        while path and path not in self.entries and path not in self.attempts and path not in self._below:
             parent = path.rpartition(b"/")[0]
-            below = self._below[parent]
+            below = self._below.get(parent, set())
             below.discard(path)
             if below:
                 return
-            del self._below[parent]
+            self._below.pop(parent, None)
             path = parent

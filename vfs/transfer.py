@@ -76,7 +76,9 @@ class Transfer:
         if persistence is None:
             return False
         if inode is None or not inode.is_file:
-            return held is not None and not persistence.can.isdisjoint({"on_delete", "on_commit"})
+            if held is None:
+                return path in self.namespace.remote.attempts and "on_delete" in persistence.can
+            return not persistence.can.isdisjoint({"on_delete", "on_commit"})
         if held is not None and held.ino == inode.ino and held.generation == inode.generation:
             return False
         return persistence.writes
@@ -86,7 +88,7 @@ class Transfer:
         held when the step began; False if that took something else first. Raises Blocked, Torn, OSError."""
         want, held = self.desired(path), self.namespace.remote.get(path)
         if want is None:
-            return held is None or await self._delete(path, held)
+            return await (self._forget(path) if held is None else self._delete(path, held))
         if held is not None and (held.ino, held.generation) == (want.ino, want.generation):
             return True
         if held is not None and held.ino != want.ino and await self._rescue(held.ino, path):
@@ -266,6 +268,12 @@ class Transfer:
         failpoints.reach("delete.before-record")
         self.session.commit(Removed(path))
         self.session.removed(path)
+        return True
+
+    async def _forget(self, path: bytes) -> bool:
+        """Nothing is wanted here, but an upload or a move that nobody knows the end of may have left something."""
+        if path in self.namespace.remote.attempts:
+            await self.conflicts.on_left_over(self._persistence(path), path)
         return True
 
     def context_of_delete(self, path: bytes, held: Entry) -> Context:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from tests.vfs.shelf import BigShelf, Crash, Shelf, content, put, routes
@@ -164,3 +165,44 @@ def test_a_conflicts_name_fits_into_a_directory() -> None:
     assert len(name) == 255
     assert name.endswith(b".conflict-session-12")
     assert conflict_name("é".encode() * 127, "session", 12).decode().endswith("é.conflict-session-12")
+
+
+@pytest.mark.parametrize("becomes", ["moved", "deleted"])
+async def test_what_an_upload_without_an_answer_left_is_deleted_where_nobody_wants_it_any_more(
+    tmp_path: Path, autojump_clock: MockClock, becomes: str
+) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        folder = session.mkdir(1, b"d", 0o755, KERNEL).ino
+        await put(session, "d/a", b"ours")
+        await _upload_without_answer(shelf, "/d/a")
+        if becomes == "moved":
+            session.rename(1, b"d", 1, b"e", 0, KERNEL)
+        else:
+            session.unlink(folder, b"a", KERNEL)
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == ({"/e/a": b"ours"} if becomes == "moved" else {})
+        assert not session.namespace.remote.attempts
+
+
+async def test_what_someone_else_put_where_an_upload_was_tried_stays_and_comes_into_the_session(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "a", b"ours")
+        await _upload_without_answer(shelf, "/a")
+        shelf.put("/a", b"theirs")
+        session.unlink(1, b"a", KERNEL)
+        assert (await session.sync()).pending == 0
+        await session.refresh()
+        assert shelf.contents == {"/a": b"theirs"}
+        assert await content(session, "a") == b"theirs"
+
+
+async def _upload_without_answer(shelf: Shelf, path: str) -> None:
+    shelf.lost = lambda operation, _: operation == "write"
+    with trio.fail_after(60):
+        while path not in shelf.contents or shelf.at_once:  # noqa: ASYNC110 - the shelf tells nobody
+            await trio.sleep(0.01)
+    shelf.lost = lambda operation, _: False
