@@ -238,7 +238,7 @@ def test_a_container_of_all_sessions_sees_those_that_come_later(
     subprocess.run(["mount", "--bind", root, root], check=True)
     try:
         subprocess.run(["mount", "--make-rshared", root], check=True)
-        script = "until cat /sessions/late/file 2> /dev/null; do sleep 0.1; done"
+        script = "until [ -s /sessions/late/file ]; do sleep 0.1; done; cat /sessions/late/file"
         started = volumes.engine.docker(
             *("run", "-d", "--user", "1001", "--read-only", "--network", "none", "-v", f"{root}:/sessions:rslave"),
             *(volumes.image, "/bin/sh", "-euc", script),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -76,6 +77,16 @@ def test_a_daemon_that_dies_takes_no_mount_with_it(serving: Serve) -> None:
     assert file.read_text() == "before, and without a daemon, and with another"
 
 
+def is_free(lock: Path) -> bool:
+    """Has whoever held it ended?"""
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
 def test_a_session_in_fstab_is_mounted_by_the_helper(tmp_path: Path) -> None:
     directory, state = tmp_path / "mnt", tmp_path / "state"
     directory.mkdir()
@@ -95,10 +106,10 @@ def test_a_session_in_fstab_is_mounted_by_the_helper(tmp_path: Path) -> None:
         assert os.statvfs(directory).f_blocks * os.statvfs(directory).f_frsize <= 10**6
         assert mount(f"state={state}").returncode == 32, "what is mounted already is refused"
         subprocess.run(["umount", str(directory)], check=True)
-        until(lambda: not (state / "-dashed/running").exists())
+        until(lambda: is_free(state / "-dashed/lock"))
         assert mount(f"state={state},ro").returncode == 0 and (directory / "file").read_text() == "x"
         subprocess.run(["umount", str(directory)], check=True)
-        until(lambda: not (state / "-dashed/running").exists())
+        until(lambda: is_free(state / "-dashed/lock"))
         odd = mount(f"state={state},qouta_bytes=1")
         assert odd.returncode == 32 and odd.stderr
     finally:
