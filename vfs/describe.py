@@ -153,6 +153,12 @@ class Describe:
         self._known = not fresh and self._version == self._remembered().get(self.route.base)
         self._changes += 1  # a crash may have come before the last save; one too many does no harm
 
+    def resume(self) -> None:
+        """Go on where an earlier process of this state directory was, without asking the persistence."""
+        self._version = self._remembered().get(self.route.base)
+        self._known = self.listening = True
+        self._changes += 1
+
     def _remembered(self) -> dict[str, str]:
         path = self.session.directory / REMEMBERED
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.exists() else {}

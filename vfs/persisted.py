@@ -81,6 +81,21 @@ class PersistedSession(Guarded):
 
     async def _start(self) -> None:
         self.hydration.begin()
+        if self._adopted:  # a mount waits for an answer, and its kernel knows the tree: the listing comes behind
+            for description in self.descriptions:
+                description.resume()
+            self.spawn(self.listing.attempt)
+        else:
+            await self._take_up()
+        for description in self.descriptions:
+            self.spawn(description.run)
+        self.writeback.note_all()
+        self._nursery.start_soon(self.writeback.run)
+        if self.options.refresh_interval is not None:
+            self._nursery.start_soon(self.listing.run, self.options.refresh_interval)
+
+    async def _take_up(self) -> None:
+        """What the persistences hold, before the session is used."""
         before = frozenset(self.namespace.inodes) if self.namespace.next_ino > ROOT + 1 else frozenset()
         for description in self.descriptions:
             await description.begin(fresh=not before)
@@ -88,11 +103,6 @@ class PersistedSession(Guarded):
         for description in self.descriptions:
             await description.take_up(before)
             description.listening = True
-            self._nursery.start_soon(description.run)
-        self.writeback.note_all()
-        self._nursery.start_soon(self.writeback.run)
-        if self.options.refresh_interval is not None:
-            self._nursery.start_soon(self.listing.run, self.options.refresh_interval)
 
     async def _stop(self) -> None:
         await self.sync(within=self.options.stop_timeout)

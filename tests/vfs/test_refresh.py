@@ -346,3 +346,19 @@ async def test_what_cannot_be_listed_is_asked_for_by_name(tmp_path: Path, autoju
         assert await session.find(1, b"a") is None
         await session.sync()
         assert shelf.contents == {}
+
+
+async def test_the_next_worker_of_a_mount_does_not_wait_for_a_listing(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "a", b"x")
+    shelf.put("/b", b"theirs")
+    shelf.delay = lambda: 10.0
+    began = trio.current_time()
+    async with Session.open("s", tmp_path, routes=routes(shelf), adopted=True) as session:
+        assert trio.current_time() - began < 1
+        assert names(session) == ["a"]
+        await trio.sleep(21)
+        assert names(session) == ["a", "b"]

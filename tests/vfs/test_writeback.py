@@ -347,3 +347,28 @@ async def test_with_remote_durability_fsync_answers_when_the_persistence_has_the
         with pytest.raises(PermissionError):
             await session.fsync(ino)
         shelf.fault = lambda operation, path: None
+
+
+@pytest.mark.parametrize("crash", [False, True])
+async def test_a_file_deleted_before_the_lost_answer_to_its_upload_does_not_stay_there(
+    tmp_path: Path, autojump_clock: MockClock, crash: bool
+) -> None:
+    shelf = Shelf()
+    shelf.lost = lambda operation, path: operation == "write"
+    ended = False
+    try:
+        async with opened(tmp_path, shelf, Options(refresh_interval=None)) as session:
+            await put(session, "a", b"a")
+            await trio.sleep(0.05)
+            assert shelf.contents == {"/a": b"a"}
+            session.unlink(1, b"a", KERNEL)
+            if crash:
+                raise Crash
+            assert (await session.sync()).pending == 0
+            ended = True
+    except Crash:
+        async with opened(tmp_path, shelf) as session:
+            assert (await session.sync()).pending == 0
+            assert not session.namespace.root.entries
+    assert ended is not crash
+    assert shelf.contents == {}
