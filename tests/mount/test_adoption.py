@@ -58,56 +58,58 @@ class Appending:
 
 
 def test_a_session_goes_on_without_its_supervisor_and_the_next_up_takes_it_over(mounted: Mount) -> None:
-    first = mounted("work")
+    first = mounted("orphan")
     with Appending(first.path / "lines") as client:
         kill_supervisor(first)
-        worker = worker_of("work")
+        worker = worker_of("orphan")
         (first.path / "while orphaned").write_bytes(b"served")
-        second = mounted("work")
-        assert second.line == f"work is mounted on {second.path}"
-        assert worker_of("work") == worker
+        second = mounted("orphan")
+        assert second.line == f"orphan is mounted on {second.path}"
+        assert worker_of("orphan") == worker
     assert client.complete()
     assert (second.path / "while orphaned").read_bytes() == b"served"
-    other_worker("work", kill_worker("work"))  # it is looked after again
+    other_worker("orphan", kill_worker("orphan"))  # it is looked after again
     assert (second.path / "while orphaned").read_bytes() == b"served"
     assert second.stop()["files"] == 2
 
 
 def test_a_session_whose_supervisor_lives_is_not_taken_over(mounted: Mount, tmp_path: Path) -> None:
-    session = mounted("work")
-    assert "in use by another process" in refused("--state", session.state, "work", session.path)
+    session = mounted("orphan")
+    assert "in use by another process" in refused("--state", session.state, "orphan", session.path)
     assert session.stop()["pending"] == 0
 
 
 def test_an_orphan_is_taken_over_on_its_own_mountpoint_only(mounted: Mount, tmp_path: Path) -> None:
-    session = mounted("work")
+    session = mounted("orphan")
     kill_supervisor(session)
     (tmp_path / "elsewhere").mkdir()
-    said = refused("--state", session.state, "work", tmp_path / "elsewhere")
+    said = refused("--state", session.state, "orphan", tmp_path / "elsewhere")
     assert str(session.path) in said
     assert "unmount it" in said
-    assert mounted("work").stop()["pending"] == 0
+    assert mounted("orphan").stop()["pending"] == 0
 
 
 def test_an_orphan_taken_over_with_other_options_obeys_them(mounted: Mount) -> None:
-    first = mounted("work")
+    first = mounted("orphan")
     (first.path / "file").touch()
     assert (first.path / "file").stat().st_uid == os.getuid()
     kill_supervisor(first)
-    second = mounted("work", "--uid", "4711")
-    worker = worker_of("work")
+    second = mounted("orphan", "--uid", "4711")
+    worker = worker_of("orphan")
     assert worker is not None
     os.listdir(second.path)
     assert second.stop()["files"] == 1
-    assert mounted("work", "--uid", "4711").path.joinpath("file").stat().st_uid == 4711
+    assert mounted("orphan", "--uid", "4711").path.joinpath("file").stat().st_uid == 4711
 
 
 def test_after_the_death_of_everything_a_session_is_mounted_anew(mounted: Mount) -> None:
-    first = mounted("work")
+    first = mounted("orphan")
     (first.path / "file").write_bytes(b"kept")
     kill_supervisor(first)
-    kill_worker("work")
-    second = Mounted.up("work", first.path, first.state, (), first.log)  # the directory itself cannot be looked at now
+    kill_worker("orphan")
+    second = Mounted.up(
+        "orphan", first.path, first.state, (), first.log
+    )  # the directory itself cannot be looked at now
     try:
         assert (second.path / "file").read_bytes() == b"kept"
         assert second.stop()["files"] == 1
@@ -125,24 +127,24 @@ def asleep(session: Mounted) -> bool:
 
 
 def test_an_idle_session_outlives_even_its_supervisor(mounted: Mount) -> None:
-    session = mounted("work", "--idle-after", "0.3", "--hang-limit", "0.2")
+    session = mounted("orphan", "--idle-after", "0.3", "--hang-limit", "0.2")
     (session.path / "file").write_bytes(b"kept")
     with (session.path / "file").open("rb") as held:
         assert asleep(session)
         kill_supervisor(session)
         assert held.read() == b"kept"
-        assert other_worker("work", None)
-        again = mounted("work")
+        assert other_worker("orphan", None)
+        again = mounted("orphan")
         assert os.pread(held.fileno(), 4, 0) == b"kept"
     assert again.stop()["files"] == 1
 
 
 def test_an_idle_session_is_upgraded(mounted: Mount) -> None:
-    session = mounted("work", "--idle-after", "0.3", "--hang-limit", "0.2")
+    session = mounted("orphan", "--idle-after", "0.3", "--hang-limit", "0.2")
     (session.path / "file").write_bytes(b"kept")
     assert asleep(session)
     session.process.send_signal(signal.SIGHUP)
-    other_worker("work", None)
+    other_worker("orphan", None)
     assert (session.path / "file").read_bytes() == b"kept"
     assert asleep(session)
     assert session.stop()["files"] == 1
@@ -150,13 +152,13 @@ def test_an_idle_session_is_upgraded(mounted: Mount) -> None:
 
 
 def test_sighup_replaces_supervisor_and_worker_and_no_request_fails(mounted: Mount) -> None:
-    session = mounted("work")
+    session = mounted("orphan")
     zygotes = session.processes()[1]
     with Appending(session.path / "lines") as client:
         for _ in range(2):
-            before = other_worker("work", None)
+            before = other_worker("orphan", None)
             session.process.send_signal(signal.SIGHUP)
-            assert other_worker("work", before) != before
+            assert other_worker("orphan", before) != before
             at_least = client.number + 10
             end = time.monotonic() + DEADLINE
             while client.number < at_least:
@@ -174,20 +176,20 @@ def test_sighup_replaces_supervisor_and_worker_and_no_request_fails(mounted: Mou
 
 
 def test_the_command_upgrade_asks_the_supervisor_of_a_session(mounted: Mount) -> None:
-    session = mounted("work")
-    before = other_worker("work", None)
+    session = mounted("orphan")
+    before = other_worker("orphan", None)
     done = subprocess.run(
-        [str(COMMAND), "upgrade", "work", "--state", str(session.state)],
+        [str(COMMAND), "upgrade", "orphan", "--state", str(session.state)],
         capture_output=True,
         text=True,
         timeout=DEADLINE,
     )
     assert done.stdout == f"process {session.process.pid} upgrades itself\n", done.stderr
-    assert other_worker("work", before) != before
+    assert other_worker("orphan", before) != before
     os.listdir(session.path)
     session.stop()
     again = subprocess.run(
-        [str(COMMAND), "upgrade", "work", "--state", str(session.state)],
+        [str(COMMAND), "upgrade", "orphan", "--state", str(session.state)],
         capture_output=True,
         text=True,
         timeout=DEADLINE,

@@ -40,9 +40,9 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
 
 
 def test_a_mount_goes_on_after_every_process_was_killed(mounted: Mount, manager: socket.socket) -> None:
-    first = mounted("work")
+    first = mounted("kept")
     told, ancillary, _, _ = manager.recvmsg(1000, socket.CMSG_SPACE(4))
-    assert told == b"FDSTORE=1\nFDNAME=work"
+    assert told == b"FDSTORE=1\nFDNAME=kept"
     (kept,) = unpack_descriptors(ancillary)
     file = os.open(first.path / "file", os.O_CREAT | os.O_RDWR)
     os.write(file, b"before")
@@ -54,23 +54,23 @@ def test_a_mount_goes_on_after_every_process_was_killed(mounted: Mount, manager:
 
     writing = threading.Thread(target=os.write, args=(file, b" and after"))
     writing.start()  # nobody serves it yet, and it is not refused
-    command = [str(COMMAND), "up", "work", str(first.path), "--state", str(first.state)]
+    command = [str(COMMAND), "up", "kept", str(first.path), "--state", str(first.state)]
     second = subprocess.Popen(
-        [sys.executable, "-c", LISTENING, str(kept), "work", *command], pass_fds=[kept], stdout=subprocess.PIPE
+        [sys.executable, "-c", LISTENING, str(kept), "kept", *command], pass_fds=[kept], stdout=subprocess.PIPE
     )
     try:
         assert second.stdout is not None
-        assert second.stdout.readline() == f"work is mounted on {first.path}\n".encode()
+        assert second.stdout.readline() == f"kept is mounted on {first.path}\n".encode()
         writing.join()
         assert os.pread(file, 100, 0) == b"before and after"
         os.close(file)
         os.close(kept)
-        assert other_worker("work", None)
+        assert other_worker("kept", None)
         second.terminate()
         assert b'"files":1' in second.communicate(timeout=DEADLINE)[0]
     finally:
         second.kill()
         second.wait()
         detach(first.path)
-    assert manager.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=work"
-    assert not (first.state / "work" / "connection").exists()
+    assert manager.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=kept"
+    assert not (first.state / "kept" / "connection").exists()

@@ -189,12 +189,12 @@ def furnish(at: Path) -> None:
 def test_every_operation_is_done_once_when_the_worker_is_killed_in_it(
     mounted: Mount, armed: Callable[[str], Path], point: str
 ) -> None:
-    first = mounted("work")
+    first = mounted("takeover")
     furnish(first.path)
     first.stop()
     mark = armed(point)
     mark.touch()
-    session = mounted("work")
+    session = mounted("takeover")
     for operation in OPERATIONS:
         mark.unlink()
         operation(session.path)
@@ -209,14 +209,14 @@ def test_a_successor_that_is_killed_while_it_takes_over_gets_a_successor(
 ) -> None:
     mark = armed(point)
     mark.touch()  # nobody dies of it yet
-    session = mounted("work")
+    session = mounted("takeover")
     furnish(session.path)
-    dead = kill_worker("work")
+    dead = kill_worker("takeover")
     mark.unlink()
     exchange(session.path)
     assert mark.exists()
     assert session.log.read_text().count("was killed by signal 9") == 2
-    assert worker_of("work") != dead
+    assert worker_of("takeover") != dead
     session.stop()
 
 
@@ -224,18 +224,18 @@ def test_a_request_that_was_carried_out_is_not_done_again_by_the_successor_of_a_
     mounted: Mount, armed: Callable[[str], Path]
 ) -> None:
     """The names were exchanged by a worker that died before it answered; the next two die as they begin."""
-    first = mounted("work")
+    first = mounted("takeover")
     furnish(first.path)
     first.stop()
     mark = armed("journal.after-record")
-    session = mounted("work")
-    worker = other_worker("work", None)
+    session = mounted("takeover")
+    worker = other_worker("takeover", None)
     names = session.path / "left", session.path / "right"
     exchanging = threading.Thread(target=rename2, args=(*names, EXCHANGE))
     exchanging.start()
     assert appears(mark)
     for _ in range(2):
-        worker = other_worker("work", worker)
+        worker = other_worker("takeover", worker)
         os.kill(worker, 9)
     exchanging.join()
     assert [path.read_bytes() for path in names] == [b"right", b"left"]
@@ -246,11 +246,11 @@ def test_a_request_that_kills_three_workers_is_answered_eio_and_the_session_goes
     mounted: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every worker dies of the first record that it is about to write."""
-    first = mounted("work")
+    first = mounted("takeover")
     furnish(first.path)
     first.stop()
     monkeypatch.setenv("MOUNT_SESSION_FAILPOINT", "journal.before-record")
-    session = mounted("work")
+    session = mounted("takeover")
     innocent = threading.Thread(target=lambda: [os.listdir(session.path) for _ in range(3)])
     innocent.start()
     refuses(errno.EIO, lambda: os.mkdir(session.path / "poison"))
@@ -263,7 +263,7 @@ def test_a_request_that_kills_three_workers_is_answered_eio_and_the_session_goes
 
 
 def test_what_programs_hold_goes_on(mounted: Mount) -> None:
-    session = mounted("work")
+    session = mounted("takeover")
     at = session.path
     for number in range(2000):
         (at / f"{number:04}").touch()
@@ -282,7 +282,7 @@ def test_what_programs_hold_goes_on(mounted: Mount) -> None:
         with os.scandir(at) as listing:
             seen = [next(listing).name for _ in range(100)]
             for _ in range(3):
-                other_worker("work", kill_worker("work"))
+                other_worker("takeover", kill_worker("takeover"))
                 os.statvfs(at)
             seen += [entry.name for entry in listing]
         assert os.pread(unlinked, 100, 0) == b"still here"
@@ -296,17 +296,17 @@ def test_what_programs_hold_goes_on(mounted: Mount) -> None:
     assert sorted(seen) == sorted([f"{number:04}" for number in range(2000)] + ["mapped", "locked"])
     assert (at / "mapped").read_bytes()[:10] == b"firstlater"
     session.stop()
-    assert (mounted("work").path / "mapped").read_bytes()[:10] == b"firstlater"
+    assert (mounted("takeover").path / "mapped").read_bytes()[:10] == b"firstlater"
 
 
 def test_an_unlinked_file_is_reclaimed_once_nobody_has_it_open_after_a_takeover(mounted: Mount) -> None:
-    session = mounted("work")
+    session = mounted("takeover")
     held = os.open(session.path / "held", os.O_CREAT | os.O_RDWR)
     os.write(held, bytes(100_000))
     os.unlink(session.path / "held")
-    other_worker("work", kill_worker("work"))
+    other_worker("takeover", kill_worker("takeover"))
     assert len(os.pread(held, 200_000, 0)) == 100_000
-    content = session.state / "work" / "content"
+    content = session.state / "takeover" / "content"
     assert any(path.stat().st_size == 100_000 for path in content.rglob("*") if path.is_file())
     os.close(held)
     end = time.monotonic() + 20
@@ -318,9 +318,9 @@ def test_an_unlinked_file_is_reclaimed_once_nobody_has_it_open_after_a_takeover(
 
 def test_two_hundred_kills_lose_no_line_and_double_none(mounted: Mount) -> None:
     """A client appends numbered lines and fsyncs some. Its longest write is printed, for the figures."""
-    session = mounted("work")
+    session = mounted("takeover")
     lines, longest, number = session.path / "lines", 0.0, 0
-    with killing("work", 0.02, 0.2) as killer, lines.open("ab", buffering=0) as file:
+    with killing("takeover", 0.02, 0.2) as killer, lines.open("ab", buffering=0) as file:
         while killer.kills < 200:
             began = time.perf_counter()
             file.write(b"%d\n" % number)
@@ -331,15 +331,15 @@ def test_two_hundred_kills_lose_no_line_and_double_none(mounted: Mount) -> None:
     assert lines.read_bytes() == b"".join(b"%d\n" % n for n in range(number))
     print(f"{number} lines over {killer.kills} kills; longest write {longest:.3f} s")
     session.stop()
-    assert mounted("work").path.joinpath("lines").stat().st_size == sum(len(b"%d\n" % n) for n in range(number))
+    assert mounted("takeover").path.joinpath("lines").stat().st_size == sum(len(b"%d\n" % n) for n in range(number))
 
 
 def test_a_worker_that_dies_again_and_again_is_restarted_ever_more_slowly_and_the_mount_stays(mounted: Mount) -> None:
-    session = mounted("work")
+    session = mounted("takeover")
     (session.path / "file").write_bytes(b"kept")
     last = None
     for _ in range(4):
-        last = other_worker("work", last)
+        last = other_worker("takeover", last)
         os.kill(last, 9)
     assert (session.path / "file").read_bytes() == b"kept"
     log = session.log.read_text()
