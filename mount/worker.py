@@ -210,6 +210,8 @@ class Worker:
             return Answer()
         if name == "retire":
             await self._drain()
+            if isinstance(self.session, PersistedSession):
+                self.session.leaving = True
             return Answer(then=self._done.set)
         raise ValueError(f"a worker is asked to {name!r}, which it does not know")
 

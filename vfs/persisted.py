@@ -76,6 +76,7 @@ class PersistedSession(Guarded):
             for route in routes
             if route.persistence is not None and {"on_load_image", "on_save_image"} <= route.persistence.can
         ]
+        self.leaving = False  # the session ends without waiting: another process goes on with it at once
         self._frozen: dict[int, trio.Event] = {}
         self._stored: dict[bytes, StoredFile] = {}
 
@@ -105,7 +106,8 @@ class PersistedSession(Guarded):
             description.listening = True
 
     async def _stop(self) -> None:
-        await self.sync(within=self.options.stop_timeout)
+        if not self.leaving:
+            await self.sync(within=self.options.stop_timeout)
 
     async def refresh(self) -> Refreshed:
         """Take up now what others changed in the persistences."""

@@ -372,3 +372,20 @@ async def test_a_file_deleted_before_the_lost_answer_to_its_upload_does_not_stay
             assert not session.namespace.root.entries
     assert ended is not crash
     assert shelf.contents == {}
+
+
+async def test_a_session_that_another_process_goes_on_with_waits_for_nothing(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.02
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        shelf.delay = lambda: 10.0
+        await put(session, "a", b"x")
+        session.leaving = True
+        began = trio.current_time()
+    assert trio.current_time() - began < 1
+    shelf.delay = lambda: 0.0
+    async with opened(tmp_path, shelf) as session:
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/a": b"x"}
