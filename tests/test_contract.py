@@ -236,8 +236,8 @@ ROWS: dict[int, tuple[str, str]] = {
     43: ("options of a configuration", "vfs/test_promises.py::test_options_of_a_route_reach_its_callbacks"),
     44: (
         "configurations and files registered at run time",
-        """vfs/test_files.py::test_a_route_that_is_added_in_use_brings_its_files_and_takes_what_is_there
-        vfs/test_files.py::test_files_that_are_known_to_be_there_are_registered_without_a_listing""",
+        """vfs/test_files_persisted.py::test_a_route_that_is_added_in_use_brings_its_files_and_takes_what_is_there
+        vfs/test_files_persisted.py::test_files_that_are_known_to_be_there_are_registered_without_a_listing""",
     ),
     45: ("a new file goes out at once", "vfs/test_writeback.py::test_a_new_file_is_written_at_its_last_close"),
     46: (
@@ -270,7 +270,7 @@ ROWS: dict[int, tuple[str, str]] = {
         "a move by the persistence itself",
         "vfs/test_writeback.py::test_a_renamed_directory_is_moved_file_by_file_in_the_persistence",
     ),
-    52: ("metadata alone", "vfs/test_files.py::test_metadata_alone_goes_to_the_persistence_too"),
+    52: ("metadata alone", "vfs/test_files_persisted.py::test_metadata_alone_goes_to_the_persistence_too"),
     53: ("size, times, type, checksum of a file", "vfs/test_files.py::test_stat_says_what_is_known_of_a_file"),
     54: (
         "custom metadata as xattrs",
@@ -297,11 +297,11 @@ ROWS: dict[int, tuple[str, str]] = {
     ),
     58: (
         "reset, discard, reindex",
-        """vfs/test_files.py::test_a_reset_drops_what_is_clean_and_keeps_what_is_not_saved
-        vfs/test_files.py::test_a_reset_by_force_gives_up_every_unsaved_change
+        """vfs/test_files_persisted.py::test_a_reset_drops_what_is_clean_and_keeps_what_is_not_saved
+        vfs/test_files_persisted.py::test_a_reset_by_force_gives_up_every_unsaved_change
         vfs/test_refresh.py::test_a_refresh_brings_what_is_new_changed_and_gone""",
     ),
-    59: ("stats", "vfs/test_files.py::test_stats_say_how_much_is_where"),
+    59: ("stats", "vfs/test_files_persisted.py::test_stats_say_how_much_is_where"),
     60: (
         "events, subscriptions that end and resume",
         """vfs/test_events.py::test_each_change_is_one_event_with_what_it_was_and_who_did_it
