@@ -13,6 +13,8 @@ import os
 import random
 import struct
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,7 +48,11 @@ class Disk:
         os.close(fd)
 
     def unplug(self) -> None:
-        subprocess.run(["umount", self.path], check=True)
+        """The last of the killed processes may be ending still, and hold files until it has."""
+        end = time.monotonic() + 30
+        while subprocess.run(["umount", self.path], capture_output=True).returncode != 0:
+            assert time.monotonic() < end, "the disk is in use"
+            threading.Event().wait(0.02)
 
 
 @pytest.fixture
