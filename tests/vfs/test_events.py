@@ -477,7 +477,7 @@ async def test_hooks_are_called_in_order_and_one_that_fails_harms_nothing(
     assert "a hook that fails" in caplog.text and "on_file_created" in caplog.text
 
 
-async def test_the_synced_hook_is_told_what_the_persistence_has(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_the_synced_hook_is_told_what_the_persistence_has(tmp_path: Path) -> None:
     synced: list[tuple[str, str | None]] = []
     hooks: dict[str, Callable[..., None]] = {"on_file_synced": lambda file, _: synced.append((file.path, file.version))}
     async with Session.open("s", tmp_path, routes=routes(Shelf()), options=Options(hooks=hooks)) as session:
