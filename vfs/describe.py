@@ -60,6 +60,7 @@ class Describe:
         self._known = False
         self._before: frozenset[int] = frozenset()
         self.listening = False  # not before what is there has been taken up
+        self._only_read = session.read_only  # since it was opened: it has nothing to say
         self._changes = 0
         self._saved = 0
         self._wake = trio.Event()
@@ -73,7 +74,7 @@ class Describe:
 
     @property
     def pending(self) -> bool:
-        return self._changes != self._saved
+        return self._changes != self._saved and not (self._only_read and self.session.read_only)
 
     # ---- saving
 

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 SPAN = 16  # blocks of one request at most: 4 MiB
 AT_ONCE = 16  # requests in flight
 PAUSES = (0.1, 0.5, 2.0)  # seconds before each retry
+LONG = 5.0  # a persistence that took so many seconds to fail has tried again by itself
 
 
 class _Fetch:
@@ -133,6 +134,7 @@ class Fetches:
     async def _persistently(self, inode: Inode, blocks: tuple[int, ...]) -> None:
         """A few tries; at once where the path or the version has changed meanwhile."""
         for pause in (*PAUSES, None):
+            began = trio.current_time()
             source = self._source(inode)
             try:
                 await self._once(inode, blocks, *source)
@@ -145,7 +147,7 @@ class Fetches:
                     return
                 if self._source(inode) != source:
                     continue
-                if isinstance(e, FileNotFoundError) or pause is None:
+                if isinstance(e, FileNotFoundError) or pause is None or trio.current_time() > began + LONG:
                     raise
                 log.warning("%s: %s cannot be read: %s; it is tried again", self.session.id, os.fsdecode(source[0]), e)
                 await trio.sleep(pause)
