@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -16,6 +17,9 @@ from vfs.fileref import FileRef
 from vfs.persistence import Persistence
 from vfs.routes import Route, Routes
 from vfs.tree import KERNEL
+
+IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where sessions of random histories live: each sync of one is a syncfs(2), which on a busy disk takes seconds."""
 
 
 class Crash(Exception):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.vfs.shelf import BigShelf, Crash, Shelf, content, put, routes
+from tests.vfs.shelf import IN_MEMORY, BigShelf, Crash, Shelf, content, put, routes
 from vfs.blockmap import BLOCK
 from vfs.options import Options
 from vfs.rules import Changes
@@ -321,7 +321,7 @@ def test_a_file_partly_here_and_partly_elsewhere_reads_as_one(steps: list[tuple[
         else:
             session.cache.trim(0)
 
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as directory:
         trio.run(run, Path(directory), clock=MockClock(autojump_threshold=0.002))
 
 
