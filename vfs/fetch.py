@@ -62,8 +62,9 @@ class Fetches:
         await self._wait(self._begin(inode, -1))
 
     async def need(self, inode: Inode, first: int, end: int) -> None:
-        """The blocks are here. Errors are those of the persistence, EIO where it says that nothing is there."""
-        while inode.remote:
+        """The blocks are here, or the file is no more. Errors are those of the persistence, EIO where it says that
+        nothing is there."""
+        while inode.remote and self.namespace.inodes.get(inode.ino) is inode:
             absent = list(self.hydration.map(inode).absent(first, end))
             if not absent:
                 return

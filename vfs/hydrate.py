@@ -154,9 +154,10 @@ class Hydration:
             await self._fetches.settle(inode)
 
     async def complete(self, inode: Inode) -> None:
-        """All of the file is here when this returns. FileNotFoundError if the persistence has it no more."""
+        """All of the file is here when this returns, or it is no more. FileNotFoundError if the persistence has it no
+        more."""
         await self.settle(inode)
-        while inode.remote:
+        while inode.remote and self.namespace.inodes.get(inode.ino) is inode:
             known = self.map(inode)
             absent = list(known.absent(0, known.blocks))
             for at in range(0, len(absent), SPAN):

@@ -338,3 +338,21 @@ async def test_a_file_that_is_needed_as_a_whole_is_fetched_in_parallel(
         assert not session.namespace.inode(ino).remote
         assert 4 <= shelf.most_at_once <= 9
         assert await content(session, "a") == data
+
+
+async def test_a_file_that_is_deleted_while_its_content_is_on_the_way_is_deleted_there_too(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        ino = await evicted(session, "f", some(3 * BLOCK))
+        await session.write(ino, BLOCK, b"edited")
+        shelf.delay = lambda: 1.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.sync)
+            while not shelf.at_once:  # noqa: ASYNC110 - the shelf tells nobody
+                await trio.sleep(0.01)
+            session.unlink(1, b"f", KERNEL)
+        with trio.fail_after(60):
+            assert (await session.sync()).pending == 0
+        assert shelf.contents == {}
