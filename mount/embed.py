@@ -101,7 +101,11 @@ class EmbeddedMount:
         self._leave()
 
     async def __aenter__(self) -> Self:
-        return await _in_thread(functools.partial(self._enter, _current_loop()))
+        try:
+            return await _in_thread(functools.partial(self._enter, _current_loop()))
+        except asyncio.CancelledError:
+            await _in_thread(self._leave)
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
@@ -202,11 +206,21 @@ def _current_loop() -> Loop:
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
-    """Carried out in a thread, and not given up: a mount that is half there is no use to anyone."""
+    """Carried out in a thread, and not given up: a mount that is half there is no use to anyone. Under asyncio a
+    cancellation is raised when it is done."""
     if sniffio.current_async_library() == "trio":
         with trio.CancelScope(shield=True):
             return await trio.to_thread.run_sync(function)
-    return await asyncio.shield(asyncio.to_thread(function))
+    running = asyncio.ensure_future(asyncio.to_thread(function))
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as e:
+            cancelled = e
+    if cancelled is not None:
+        raise cancelled from running.exception()
+    return running.result()
 
 
 def _single(error: BaseException) -> BaseException:

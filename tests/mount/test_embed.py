@@ -114,3 +114,17 @@ def test_a_program_whose_standard_error_is_no_file_can_mount(
         (session.path / "made").write_bytes(b"here")
     assert session.receipt is not None
     assert session.receipt.files == 1
+
+
+def test_a_task_cancelled_while_it_mounts_leaves_no_mount(places: dict[str, Any]) -> None:
+    async def program() -> None:
+        entering = asyncio.ensure_future(mounted("s", **places).__aenter__())
+        await asyncio.sleep(0)
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        assert not places["mountpoint"].is_mount()
+
+    asyncio.run(program())
+    with mounted("s", **places) as session:
+        (session.path / "made").write_bytes(b"here")
