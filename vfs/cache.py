@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from vfs.blockmap import BLOCK
 from vfs.errors import error
 from vfs.inode import Inode
 from vfs.records import Evicted, Reclaim, Record
@@ -64,9 +65,19 @@ class Cache:
         """The file's content is here, and was just used."""
         if not self._counted:
             self._count()
-        self.used += inode.size - self._sizes.get(inode.ino, 0)
-        self._sizes[inode.ino] = inode.size
+        size = self._size(inode)
+        self.used += size - self._sizes.get(inode.ino, 0)
+        self._sizes[inode.ino] = size
         self._sizes.move_to_end(inode.ino)
+
+    def _size(self, inode: Inode) -> int:
+        """What is here of the file. A file larger than the limit would else count in full again after each eviction,
+        and be written back as a whole for every write that follows."""
+        if not inode.remote or not inode.is_file:
+            return inode.size
+        known = self.session.hydration.map(inode)
+        here = (known.blocks - known.missing) * BLOCK
+        return min(here, known.limit) + max(0, inode.size - known.limit)
 
     def _forget(self, ino: int) -> None:
         size = self._sizes.pop(ino, None)

@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.vfs.shelf import BigShelf, Shelf, content, put, routes
+from vfs.blockmap import BLOCK
 from vfs.options import Options
 from vfs.policy import Policy
 from vfs.session import Session
@@ -107,3 +108,15 @@ async def test_what_was_changed_in_the_persistence_while_it_was_dropped_is_what_
         await put(session, "b", b"b" * (90 * KIB))
         shelf.put("/a", b"theirs")
         assert await content(session, "a") == b"theirs"
+
+
+async def test_a_file_larger_than_the_cache_is_written_back_a_few_times_not_at_every_write(tmp_path: Path) -> None:
+    shelf = BigShelf()
+    data = b"".join(b"%7d." % n for n in range(16 * BLOCK // 8))
+    async with opened(tmp_path, shelf, 4 * BLOCK) as session:
+        ino = await put(session, "a", b"")
+        for at in range(0, len(data), BLOCK // 2):
+            await session.write(ino, at, data[at : at + BLOCK // 2])
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/a": data}
+        assert len([operation for operation, _ in shelf.calls if operation.startswith("write")]) <= 7
