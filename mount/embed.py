@@ -35,6 +35,7 @@ from mount.mountpoint import resolve
 from mount.settings import default_state
 from mount.supervisor import Supervisor
 from vfs.callbacks import discover
+from vfs.errors import single
 from vfs.http.server import serving
 from vfs.policy import UNLIMITED, Policy
 
@@ -163,7 +164,7 @@ class _Supervising:
         try:
             trio.run(self._supervise)
         except BaseException as e:
-            self._ready.put(_single(e))
+            self._ready.put(single(e))
         else:
             self._ready.put(None)
 
@@ -221,9 +222,3 @@ async def _in_thread(function: Callable[[], T]) -> T:
     if cancelled is not None:
         raise cancelled from running.exception()
     return running.result()
-
-
-def _single(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

@@ -3,7 +3,7 @@
 python -m mount.tarball export DIRECTORY > TAR python -m mount.tarball import DIRECTORY < TAR
 
 As root it first makes DIRECTORY its root directory, so that no link in the session, nor one that a container makes
-meanwhile, leads anywhere else. Not as root, Python's own check of each path does what can be done. Modes, owners,
+meanwhile, leads anywhere else. Not as root, a check of each path does what can be done. Modes, owners,
 hard links, times to the nanosecond and extended attributes are kept; sockets are not. An error ends it with status 1
 and one line of JSON on standard error. Only the standard library is imported, and all of it before the change of
 root.
@@ -21,6 +21,7 @@ import stat
 import sys
 import tarfile
 import zlib  # noqa: F401
+from collections.abc import Iterator
 from typing import Final
 
 _XATTR: Final = "SCHILY.xattr."  # as GNU tar and bsdtar have it
@@ -78,30 +79,38 @@ def _xattrs(path: str) -> dict[str, str]:
 def extract() -> None:
     """Into the directory that we are in; what is there stays, or is replaced where the names are the same."""
     seen: list[tarfile.TarInfo] = []
-
-    def admit(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo | None:
-        if member.isdev() and not member.isfifo():
-            raise PermissionError(1, "a device node is not taken into a session", member.name)
-        if os.geteuid() != 0:
-            member = tarfile.tar_filter(member, destination)
-            if member.islnk():
-                _check_inside(destination, member.linkname)
-        if member.name in ("", "."):
-            return None
-        seen.append(member)
-        return member
-
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*", bufsize=_BLOCK, errors="surrogateescape") as tar:
-        tar.extractall(".", filter=admit, numeric_owner=True)
+        tar.extraction_filter = _as_admitted
+        tar.extractall(".", members=_admitted(tar, seen), numeric_owner=True)
     for member in reversed(seen):
         _finish(member)
 
 
-def _check_inside(destination: str, target: str) -> None:
-    """Through a hard link to a file elsewhere a later entry of that name would be written; `tar_filter` allows it."""
-    inside = os.path.realpath(destination)
-    if os.path.commonpath([inside, os.path.realpath(os.path.join(inside, target))]) != inside:
-        raise PermissionError(1, "a link out of the session is not taken", target)
+def _as_admitted(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo:
+    """Python's own filters, which 3.11.2 has not, have nothing left to do."""
+    return member
+
+
+def _admitted(tar: tarfile.TarFile, seen: list[tarfile.TarInfo]) -> Iterator[tarfile.TarInfo]:
+    """Each member just before it is extracted, so that the check of its path sees the links made until then."""
+    for member in tar:
+        if member.isdev() and not member.isfifo():
+            raise PermissionError(1, "a device node is not taken into a session", member.name)
+        member.name = member.name.lstrip("/")
+        if os.geteuid() != 0:
+            _check_inside(member.name)
+            if member.islnk():
+                _check_inside(member.linkname)
+        if member.name not in ("", "."):
+            seen.append(member)
+            yield member
+
+
+def _check_inside(path: str) -> None:
+    """Not root, so not in a root directory of our own: nothing may be written through `..` or a link out of here."""
+    inside = os.path.realpath(".")
+    if os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+        raise PermissionError(1, "what leads out of the session is not taken", path)
 
 
 def _finish(member: tarfile.TarInfo) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-__all__ = ["Conflict", "DamagedState", "StateInUse", "UnsupportedState", "error"]
+__all__ = ["Conflict", "DamagedState", "StateInUse", "UnsupportedState", "error", "single"]
 
 
 def error(number: int, subject: object = None, why: str | None = None) -> OSError:
@@ -19,6 +19,13 @@ def error(number: int, subject: object = None, why: str | None = None) -> OSErro
         return OSError(number, text)
     name = os.fsdecode(subject) if isinstance(subject, (bytes, os.PathLike)) else str(subject)
     return OSError(number, text, name)
+
+
+def single(e: BaseException) -> BaseException:
+    """What a group of one holds, however deep: a nursery wraps what one task raised."""
+    while isinstance(e, BaseExceptionGroup) and len(e.exceptions) == 1:
+        e = e.exceptions[0]
+    return e
 
 
 class Conflict(OSError):

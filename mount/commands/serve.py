@@ -12,6 +12,7 @@ import trio
 from mount import quietlog, title
 from mount.service import serve
 from mount.settings import STATE_VARIABLE, load
+from vfs.errors import single
 
 
 @click.command
@@ -53,8 +54,5 @@ def command(
     title.set_title("mount-session: daemon")
     try:
         trio.run(serve, settings)
-    except* (OSError, ValueError) as group_of_errors:
-        error: BaseException = group_of_errors
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
+    except BaseExceptionGroup as group:
+        raise single(group) from None

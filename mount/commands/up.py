@@ -19,6 +19,7 @@ from mount.mountpoint import resolve
 from mount.policyflags import policy_flags, policy_of
 from mount.settings import STATE_VARIABLE, default_state
 from mount.supervisor import Supervisor
+from vfs.errors import single
 from vfs.policy import parse
 
 
@@ -139,11 +140,8 @@ def command(
     )
     try:
         receipt = trio.run(_up, config)
-    except* (OSError, ValueError) as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
+    except BaseExceptionGroup as group:  # not `except*`, which puts what is raised in it into a group (Python 3.11.2)
+        raise single(group) from None
     if receipt is None:
         raise click.ClickException("ended by a signal before the session was mounted")
     click.echo(msgspec.json.encode(receipt).decode())

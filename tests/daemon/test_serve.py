@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,7 +173,7 @@ def test_umount_by_hand_is_a_stop_whose_receipt_is_in_the_status(daemon: Serving
 
 def test_a_second_daemon_on_the_same_state_is_refused(daemon: Serving) -> None:
     done = subprocess.run(
-        [*("python", "-m", "mount.cli", "serve"), "--root", str(daemon.root), "--state", str(daemon.state)],
+        [*(sys.executable, "-m", "mount.cli", "serve"), "--root", str(daemon.root), "--state", str(daemon.state)],
         capture_output=True,
         text=True,
         timeout=30,

@@ -30,7 +30,9 @@ async def test_a_session_goes_on_while_its_callbacks_are_away(tmp_path: Path) ->
     target, socket = Files(), tmp_path / "app.sock"
     async with serving_on(socket, target):
         persistence = Persistence(await connect(f"http+unix://{socket}"), {"user": 1}, owned=True)
-    routes = Routes([Route("", persistence)])
+        routes = Routes([Route("", persistence)])
+        async with Session.open("s", tmp_path / "state", routes=routes) as session:
+            await put(session, "known", b"before")
     async with Session.open("s", tmp_path / "state", routes=routes) as session:
         for n in range(30):
             await put(session, f"d/{n}", b"%d" % n)
@@ -44,6 +46,6 @@ async def test_a_session_goes_on_while_its_callbacks_are_away(tmp_path: Path) ->
             with trio.fail_after(60):
                 assert (await session.sync()).pending == 0
             expected = {f"/d/{n}": b"%d" % n for n in range(30) if n != 7}
-            assert target.files == expected | {"/large": bytes(3 << 20)}
+            assert target.files == expected | {"/large": bytes(3 << 20), "/known": b"before"}
             assert {scope["user"] for scope, _ in target.told if isinstance(scope, dict)} == {1}
     await persistence.aclose()

@@ -151,6 +151,7 @@ def write(at: Path) -> None:
     assert (at / "appended").read_bytes() == b"onetwo"
 
 
+PROGRESS = 0.2  # seconds; a worker that dies at once after its first answer gets a successor ever later
 OPERATIONS = [create, create_open, mkdir, mknod, symlink, link, unlink, rmdir, rename, rename_over, rename_noreplace]
 OPERATIONS += [exchange, chmod, truncate, truncate_by_open, utimens, setxattr, removexattr, write]
 # Points on the way of a request that changes names or attributes, and of the takeover itself.
@@ -199,6 +200,7 @@ def test_every_operation_is_done_once_when_the_worker_is_killed_in_it(
         mark.unlink()
         operation(session.path)
         assert appears(mark), f"{point} was not reached in {operation.__name__}"
+        threading.Event().wait(PROGRESS)
     session.stop()
     assert session.log.read_text().count("was killed by signal 9") >= len(OPERATIONS)
 

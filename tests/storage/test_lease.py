@@ -119,7 +119,7 @@ async def test_who_was_robbed_can_commit_no_more(moto: Server, open_s3: Open) ->
     await new.acquire("two", "two's host", steal=True)
     loaded = await new.on_load_image(None, {})
     assert loaded is not None and loaded[0] == b"image 1"
-    with pytest.raises(Conflict):
+    with pytest.raises(LeaseLost, match="two's host"):
         await old.on_save_image(None, b"image 2 of the robbed", {"if_version": version})
     with pytest.raises(LeaseLost, match="two's host"):
         await lease.renew()
@@ -133,7 +133,7 @@ async def test_who_was_robbed_before_the_first_commit_can_commit_no_more(moto: S
     await old.acquire("one", "one's host")
     await new.acquire("two", "two's host", steal=True)
     assert await new.on_load_image(None, {}) is None
-    with pytest.raises(Conflict):
+    with pytest.raises(LeaseLost, match="two's host"):
         await old.on_save_image(None, b"late", {"if_version": None})
     await new.on_save_image(None, b"image", {"if_version": None})
     loaded = await new.on_load_image(None, {})
