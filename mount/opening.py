@@ -64,7 +64,7 @@ async def _leased(storage: S3Storage, config: MountConfig, adopted: bool) -> Asy
         only_reading(storage)
         yield
     else:
-        async with sole_writer(storage, config.directory, steal=config.steal and not adopted):
+        async with sole_writer(storage, config.directory, steal=config.steal and not adopted, adopted=adopted):
             yield
 
 

@@ -121,7 +121,7 @@ async def test_who_was_robbed_can_commit_no_more(moto: Server, open_s3: Open) ->
     assert loaded is not None and loaded[0] == b"image 1"
     with pytest.raises(LeaseLost, match="two's host"):
         await old.on_save_image(None, b"image 2 of the robbed", {"if_version": version})
-    with pytest.raises(LeaseLost, match="two's host"):
+    with pytest.raises(LeaseLost):
         await lease.renew()
     await new.on_save_image(None, b"image 2", {"if_version": loaded[1]})
     assert await new.on_load_image(None, {}) is not None

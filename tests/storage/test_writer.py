@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.storage.conftest import Open
+from tests.storage.faults import FaultProxy
 from tests.storage.servers import Server
 from tests.vfs.shelf import put, routes
 from vfs.session import Session
@@ -75,3 +77,16 @@ async def test_what_a_fenced_writer_could_not_store_is_pending_and_overwrites_no
     async with sole_writer(loser, where), Session.open("work", where, routes=routes(loser)) as session:
         assert (await session.sync()).pending == 0
     assert await thief.read("later") == b"never stored by the loser"
+
+
+async def test_a_worker_that_follows_another_does_not_wait_for_an_endpoint_that_is_down(
+    proxy: FaultProxy, moto: Server, open_s3: Open, tmp_path: Path
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket(), read_patience=0.5, write_patience=0.5)
+    proxy.down()
+    with trio.fail_after(5):
+        async with sole_writer(s3, tmp_path, adopted=True):
+            await trio.lowlevel.checkpoint()
+    with pytest.raises(OSError):
+        async with sole_writer(s3, tmp_path):
+            pass

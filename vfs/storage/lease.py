@@ -25,7 +25,7 @@ from vfs.errors import Conflict
 from vfs.failpoints import reach
 from vfs.storage.bucket import Bucket, Condition, version_of
 from vfs.storage.endpoint import Clients
-from vfs.storage.failures import Refused, Unavailable
+from vfs.storage.failures import Refused
 
 __all__ = ["Held", "Lease", "LeaseHeld", "LeaseLost"]
 
@@ -133,12 +133,14 @@ class Lease:
         self.held = None
 
     async def keep(self) -> None:
-        """Renew three times in `ttl` until cancelled. Raises LeaseLost; an endpoint that is down is waited for."""
+        """Renew three times in `ttl` until cancelled. Raises LeaseLost; whatever else fails is waited for."""
         while True:
             await trio.sleep(self.ttl / 3)
             try:
                 await self.renew()
-            except Unavailable:
+            except LeaseLost:
+                raise
+            except OSError:  # out of reach, refused, the bucket gone: it may pass, and until then nothing is stored
                 self._bucket.counts["lease renewals failed"] += 1
 
     async def _take(self, epoch: int, condition: Condition, since: float | None = None) -> None:

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import trio
 
 from vfs.durable import write_durably
 from vfs.errors import error
-from vfs.storage.lease import Lease, LeaseLost
+from vfs.storage.lease import Lease, LeaseHeld, LeaseLost
 from vfs.storage.s3 import S3Storage
 
 __all__ = ["only_reading", "sole_writer"]
 
 log = logging.getLogger(__name__)
+
+PAUSE = 5.0  # seconds between tries to take the lease up
 
 
 def only_reading(storage: S3Storage) -> None:
@@ -34,22 +37,47 @@ def only_reading(storage: S3Storage) -> None:
 
 
 @contextlib.asynccontextmanager
-async def sole_writer(storage: S3Storage, directory: Path, *, steal: bool = False) -> AsyncIterator[None]:
+async def sole_writer(
+    storage: S3Storage, directory: Path, *, steal: bool = False, adopted: bool = False
+) -> AsyncIterator[None]:
     """The storage may be written as long as the block lasts, by this holder only.
 
     `directory`: the session's state directory, which is the holder: a worker that follows another one on the same state
-    has the same lease. `steal`: take it from another holder, who is fenced.
+    has the same lease. `adopted`: programs wait for that worker, so the lease is taken up behind them. `steal`: take it
+    from another holder, who is fenced.
     """
     who = f"{socket.gethostname()}, process {os.getpid()}, state {directory}"
-    lease = await storage.acquire(_holder(directory), who, steal=steal)
+    acquire = functools.partial(storage.acquire, _holder(directory), who, steal=steal)
+    lease = None if adopted else await acquire()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_keep, storage, lease)
+        if lease is None:
+            nursery.start_soon(_take_up, storage, acquire)
+        else:
+            nursery.start_soon(_keep, storage, lease)
         try:
             yield
         finally:
             nursery.cancel_scope.cancel()
-            with trio.CancelScope(shield=True):
-                await _release(lease)
+            if storage.lease is not None:
+                with trio.CancelScope(shield=True):
+                    await _release(storage.lease)
+
+
+async def _take_up(storage: S3Storage, acquire: Callable[[], Awaitable[Lease]]) -> None:
+    """Have the lease of the worker before, as soon as the endpoint answers."""
+    while True:
+        try:
+            lease = await acquire()
+        except LeaseHeld as e:
+            log.error("%s; nothing more is written there, and what was not stays in the state directory", e)
+            storage.refusal = e
+            return
+        except OSError as e:
+            log.warning("%s: the lease cannot be taken up: %s; it is tried again", storage.bucket.name, e)
+            await trio.sleep(PAUSE)
+        else:
+            await _keep(storage, lease)
+            return
 
 
 async def _keep(storage: S3Storage, lease: Lease) -> None:
