@@ -204,14 +204,15 @@ def main() -> None:
     parser.add_argument("--only", help="names of jobs, with commas")
     arguments = parser.parse_args()
     names = arguments.only.split(",") if arguments.only else list(JOBS)
+    root = arguments.directory / "jobs"
+    root.mkdir()
     seconds: dict[str, float] = {}
     for name in names:
-        seconds[name] = JOBS[name](arguments.directory, arguments.tar)
+        seconds[name] = JOBS[name](root, arguments.tar)
         print(f"{name:14} {seconds[name]:9.4f}  {JOBS[name].__doc__}", file=sys.stderr, flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(seconds))
-    for child in arguments.directory.iterdir():
-        shutil.rmtree(child) if child.is_dir() else child.unlink()
+    shutil.rmtree(root)
 
 
 if __name__ == "__main__":
