@@ -23,6 +23,7 @@ __all__ = ["Content"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _BUFFER = 1 << 20  # one for all reads: a new MiB each time costs 0.8 ms, this and a copy 0.05
+_STEP = 4 << 20  # who reads on has twice that ahead of it on its way from the disk
 _FAST_DISK_NS = 250_000  # a read through a thread costs about 200 us more than the read itself
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -36,6 +37,7 @@ class Content:
         self._max_open = max_open
         self._buffer = memoryview(mmap.mmap(-1, _BUFFER))
         self._disk_ns = 0
+        self._read_to = (0, 0)
         self._undurable: set[int] = set()  # may have been made since the directory was last synced
 
     # ---- descriptors
@@ -78,6 +80,10 @@ class Content:
             fd = self._fd(ino)
         except FileNotFoundError:
             return b""
+        end = offset + size
+        if self._read_to == (ino, offset) and end % _STEP < size:
+            os.posix_fadvise(fd, end, 2 * _STEP, os.POSIX_FADV_WILLNEED)
+        self._read_to = (ino, end)
         buffer = self._buffer[:size]
         if len(buffer) < size:
             return None
