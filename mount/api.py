@@ -34,6 +34,7 @@ from mount.messages import (
     SessionStatus,
     Unmount,
 )
+from vfs.errors import single
 
 __all__ = ["ROUTES", "Route", "application"]
 
@@ -324,9 +325,7 @@ def _endpoint(daemon: Daemon, route: Route) -> Callable[[Request], Awaitable[Res
         except ClientDisconnect:
             return Response(status_code=499)  # nobody is left to read it
         except Exception as e:
-            error: BaseException = e
-            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-                error = error.exceptions[0]
+            error = single(e)
             response = problem_of(error, f"{route.method} {request.url.path}")
             if response.status_code < 500:
                 peer, path = peer_of(request), ascii(request.url.path)

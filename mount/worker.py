@@ -39,6 +39,7 @@ from mount.rendezvous import Rendezvous
 from mount.repeated import Repeated
 from mount.suspicion import Suspicion, refuse
 from vfs import failpoints
+from vfs.errors import single
 from vfs.guarded import Guarded
 from vfs.persisted import PersistedSession
 from vfs.policy import Policy
@@ -317,9 +318,8 @@ def main(start: Start, fuse_fd: int, control: socket.socket) -> int:
     try:
         identity.assume(start.config.run_as, start.config.environment)
         trio.run(serve, start, fuse_fd, control)
-    except BaseException as error:
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
+    except BaseException as e:
+        error = single(e)
         if not isinstance(error, OSError | ValueError):
             log.exception("%s: the worker ends by a defect", start.config.session, exc_info=error)
         with contextlib.suppress(ConnectionError):

@@ -27,6 +27,8 @@ from typing import Any, Literal, TypeAlias
 import cachetools
 import trio
 
+from vfs.errors import single
+
 __all__ = ["AsyncLibrary", "Caller"]
 
 log = logging.getLogger(__name__)
@@ -108,8 +110,7 @@ class Caller:
         return await self._loop.run(answer, None if library == "asyncio" else library)
 
     def _os_error(self, e: BaseException, callback: str, subject: str) -> OSError:
-        while isinstance(e, BaseExceptionGroup) and len(e.exceptions) == 1:  # a nursery wraps what one task raised
-            e = e.exceptions[0]
+        e = single(e)
         if isinstance(e, OSError):
             if e.errno is not None:
                 return e

@@ -33,6 +33,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vfs import listing
 from vfs.call import Caller
 from vfs.callbacks import Context
+from vfs.errors import single
 from vfs.fileref import FileRef
 from vfs.http import wire
 from vfs.http.batch import body_file, parse_context, read_batch
@@ -113,9 +114,7 @@ def serving(target: object, **options: Any) -> Iterator[str]:
         try:
             trio.run(main)
         except BaseException as e:
-            while isinstance(e, BaseExceptionGroup) and len(e.exceptions) == 1:
-                e = e.exceptions[0]
-            ready.put(e)
+            ready.put(single(e))
 
     thread = threading.Thread(target=run, name="callbacks over HTTP", daemon=True)
     thread.start()
