@@ -55,6 +55,11 @@ class Pending:
         self.done = -1
         self.error: OSError | None = None
 
+    def succeeded(self, epoch: int) -> None:
+        self.done = epoch
+        self.tries = self.torn = 0
+        self.error = None
+
     def failed(self, error: OSError, now: float) -> None:
         self.error = error
         first, longest = (FIRST_PAUSE, LONGEST_PAUSE) if not self.stuck else (FIRST_SLOW_PAUSE, LONGEST_SLOW_PAUSE)

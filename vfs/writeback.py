@@ -324,10 +324,11 @@ class WriteBack:
         inode = self.transfer.desired(pending.path)
         if inode is not None:
             self._writes.pop(inode.ino, None)
-        pending.alone = False
+        alone, pending.alone = pending.alone, False
         try:
             finished = await self.transfer.step(pending.path, copy=pending.torn >= PATIENCE)
         except Blocked as e:
+            pending.alone = alone  # a batch could fail for ever where one path waits for the other
             self._block(pending, e.on)
         except Torn:
             pending.torn += 1
@@ -340,9 +341,7 @@ class WriteBack:
             self._succeeded(pending, epoch if finished else -1)
 
     def _succeeded(self, pending: Pending, epoch: int) -> None:
-        pending.done = epoch
-        pending.tries = pending.torn = 0
-        pending.error = None
+        pending.succeeded(epoch)
         self.transfer.errors.pop(pending.path, None)
         self.limit.succeeded()
 

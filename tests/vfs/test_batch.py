@@ -6,9 +6,10 @@ import errno
 from pathlib import Path
 from typing import Any
 
+import trio
 from trio.testing import MockClock
 
-from tests.vfs.shelf import Ledger, put, routes
+from tests.vfs.shelf import BigShelf, Ledger, put, routes
 from vfs.options import Options
 from vfs.session import Session
 from vfs.tree import KERNEL
@@ -71,3 +72,28 @@ async def test_a_conflict_in_a_batch_keeps_both_and_brings_the_rest(tmp_path: Pa
         await put(session, "b", b"b")
         assert (await session.sync()).pending == 0
         assert ledger.contents == {"/a": b"theirs", "/a.conflict-s-1": b"ours", "/b": b"b"}
+
+
+class Complete(BigShelf, Ledger):
+    """Every callback there is."""
+
+
+async def test_a_rename_whose_answer_was_lost_ends_in_one_more_look(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The two paths of a rename once claimed each other in turns, for ever, at full speed."""
+    shelf = Complete()
+
+    def fault(operation: str, path: str) -> None:
+        if len(shelf.calls) > 10:
+            raise OSError(errno.EIO, "enough")
+
+    shelf.fault = fault
+    async with opened(tmp_path, shelf) as session:
+        for n in range(30):  # trio shuffles its tasks: it took the right order
+            await put(session, f"old{n}", b"x")
+            await session.sync()
+            shelf.log.clear()
+            shelf.lost = lambda operation, path: len(shelf.calls) == 1
+            session.rename(1, f"old{n}".encode(), 1, f"new{n}".encode(), 0, KERNEL)
+            with trio.fail_after(600):
+                assert (await session.sync()).pending == 0
+            assert f"/new{n}" in shelf.contents and f"/old{n}" not in shelf.contents
