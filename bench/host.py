@@ -1,6 +1,9 @@
-"""Many sessions on one host: what mounting costs, what each holds in memory, and whether they share it fairly.
+"""Many sessions on one host: what mounting costs, what each holds in memory, and whether they share the host fairly.
 
-python -m bench.host [SESSIONS]      as root; 200 by default. Prints one line of JSON.
+python -m bench.host [WHAT ...]     as root; WHAT is any of: mount storm untar loops; all by default
+
+Each question is put to plain directories of the same disk in the same run, so what comes of two processors and one
+disk can be told from what comes of us. Prints one line of JSON for each.
 """
 
 from __future__ import annotations
@@ -8,17 +11,69 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from mount.client import Client
 from mount.messages import NewSession
 
-STORM_SECONDS = 5.0
+MOUNTED = 200  # sessions, for what mounting costs
+UNTARS = 20
+LOOPS = 100
+LOOP_SECONDS = 8.0
+STORM_SECONDS = 2.5
+STORMERS = 4
+ROUNDS = 3
+FILES = 1500  # of the archive that is unpacked
+
+Figures = dict[str, object]
+
+
+class Host:
+    """A daemon of its own, sessions in it, and as many plain directories beside it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.root, self.state = directory / "root", directory / "state"
+        self.plain = directory / "plain"
+
+    def sessions(self, count: int) -> list[Path]:
+        with Client(self.state) as client:
+            known = {status.session for status in client.list()}
+            for n in range(count):
+                if f"s{n}" not in known:
+                    client.new(NewSession(session=f"s{n}"))
+        return [self.root / f"s{n}" for n in range(count)]
+
+    def plains(self, count: int) -> list[Path]:
+        found = [self.plain / f"s{n}" for n in range(count)]
+        for path in found:
+            path.mkdir(parents=True, exist_ok=True)
+        return found
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[Host]:
+    host = Host(directory)
+    command = [sys.executable, "-m", "mount.cli", "serve", "--root", str(host.root), "--state", str(host.state)]
+    with (directory / "log").open("wb") as log:
+        daemon = subprocess.Popen(command, stderr=log)
+    try:
+        while not (host.state / ".daemon/control.sock").exists():
+            assert daemon.poll() is None, (directory / "log").read_text()
+            time.sleep(0.05)
+        yield host
+    finally:
+        daemon.terminate()
+        daemon.wait()
 
 
 def memory(pid: int) -> float:
@@ -29,100 +84,207 @@ def memory(pid: int) -> float:
     raise ValueError(f"no Pss of {pid}")
 
 
-def percentile(values: list[float], part: float) -> float:
-    return sorted(values)[int(part * (len(values) - 1))]
+@contextmanager
+def children(tasks: Sequence[Callable[[], None]]) -> Iterator[list[int]]:
+    """A process for each, until the block ends."""
+    pids = []
+    for task in tasks:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                task()
+            finally:
+                os._exit(0)
+        pids.append(pid)
+    try:
+        yield pids
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
-def storm(directory: Path) -> int:
-    """A child that makes and removes files as fast as it can."""
-    pid = os.fork()
-    if pid:
-        return pid
-    while True:
-        for n in range(100):
-            (directory / f"{n}").touch()
-        for n in range(100):
-            (directory / f"{n}").unlink()
+# ---- what mounting costs
 
 
-def quiet(directory: Path) -> dict[str, float]:
-    """Microseconds for a stat of what the kernel has not cached (a name that was never there), and for a 4 KiB read."""
-    file = directory / "file"
-    file.write_bytes(os.urandom(4096 * 256))
-    stats, reads, end, n = list[float](), list[float](), time.monotonic() + STORM_SECONDS, 0
-    fd = os.open(file, os.O_RDONLY)
-    while time.monotonic() < end:
-        n += 1
-        began = time.perf_counter()
-        os.path.exists(directory / f"absent-{n}")
-        stats.append(time.perf_counter() - began)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        began = time.perf_counter()
-        os.pread(fd, 4096, n % 256 * 4096)
-        reads.append(time.perf_counter() - began)
-    os.close(fd)
+def mount(host: Host) -> Figures:
+    times = []
+    with Client(host.state) as client:
+        for n in range(MOUNTED):
+            began = time.monotonic()
+            client.new(NewSession(session=f"m{n}"))
+            times.append(time.monotonic() - began)
+        found = client.list()
+        workers = [memory(status.worker.pid) for status in found if status.worker and status.worker.pid]
+        began = time.monotonic()
+        for n in range(MOUNTED):
+            client.remove(f"m{n}", purge=True)
+        removed = time.monotonic() - began
     return {
-        "stat_p50": round(percentile(stats, 0.5) * 1e6),
-        "stat_p99": round(percentile(stats, 0.99) * 1e6),
-        "read_p50": round(percentile(reads, 0.5) * 1e6),
-        "read_p99": round(percentile(reads, 0.99) * 1e6),
+        "sessions": MOUNTED,
+        "mount_ms": {"median": round(statistics.median(times) * 1e3), "max": round(max(times) * 1e3)},
+        "worker_pss_mib": {"mean": round(statistics.mean(workers), 1), "max": round(max(workers), 1)},
+        "remove_ms": round(removed / MOUNTED * 1e3),
     }
 
 
-def untar(directories: list[Path], archive: Path) -> list[float]:
+# ---- a storm beside a quiet session
+
+
+def _storm(directory: Path) -> None:
+    """Makes, looks at and removes files as fast as it can."""
+    directory.mkdir(exist_ok=True)
+    paths = [directory / f"{n}" for n in range(100)]
+    while True:
+        for path in paths:
+            path.touch()
+        for path in paths:
+            path.stat()
+        for path in paths:
+            path.unlink()
+
+
+class Quiet:
+    """Microseconds for a stat of a name that nobody has looked up yet, and for 4 KiB that no page cache of the
+    mount's has (on the plain disk from its page cache: what the worker has them from, too)."""
+
+    def __init__(self, directory: Path, name: str, *, mounted: bool) -> None:
+        self.absent = directory / name
+        self.mounted = mounted
+        self.stats: list[float] = []
+        self.reads: list[float] = []
+        self.file = directory / f"{name}.file"
+        self.file.write_bytes(os.urandom(4096 * 256))
+
+    def measure(self) -> None:
+        fd, n, end = os.open(self.file, os.O_RDONLY), len(self.stats), time.monotonic() + STORM_SECONDS
+        while time.monotonic() < end:
+            n += 1
+            began = time.perf_counter()
+            os.path.exists(f"{self.absent}-{n}")
+            self.stats.append(time.perf_counter() - began)
+            if self.mounted:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            began = time.perf_counter()
+            os.pread(fd, 4096, n % 256 * 4096)
+            self.reads.append(time.perf_counter() - began)
+        os.close(fd)
+
+    def told(self) -> Figures:
+        return {
+            f"{what}_p{part}": round(sorted(values)[int(part / 100 * (len(values) - 1))] * 1e6)
+            for what, values in (("stat", self.stats), ("read", self.reads))
+            for part in (50, 99)
+        }
+
+
+def storm(host: Host) -> Figures:
+    places = {"session": host.sessions(2), "plain": host.plains(2)}
+    measured = {
+        (name, stormy): Quiet(quiet, f"absent-{stormy}", mounted=name == "session")
+        for name, (_, quiet) in places.items()
+        for stormy in (False, True)
+    }
+    for _ in range(ROUNDS):
+        for (name, stormy), quiet in measured.items():
+            loud = places[name][0]
+            tasks = [partial(_storm, loud / f"d{n}") for n in range(STORMERS)]
+            with children(tasks if stormy else []):
+                quiet.measure()
+    return {f"{name}_{'storm' if stormy else 'alone'}_us": quiet.told() for (name, stormy), quiet in measured.items()}
+
+
+# ---- many untars
+
+
+def _archive(directory: Path) -> Path:
+    """Some thousand small files in some directories, as sources have them."""
+    tree = directory / "tree"
+    for n in range(FILES):
+        folder = tree / f"d{n // 50}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"file{n}.py").write_bytes(os.urandom(1 + n * 37 % 12000))
+    archive = directory / "tree.tar"
+    subprocess.run(["tar", "-cf", archive, "-C", tree, "."], check=True)
+    return archive
+
+
+def _untar(directories: list[Path], archive: Path) -> list[float]:
     """Seconds that each of them takes, all at once."""
     began = time.monotonic()
-    running = {subprocess.Popen(["tar", "-xf", archive, "-C", directory]): directory for directory in directories}
+    running = {subprocess.Popen(["tar", "-xf", archive, "-C", path]).pid: path for path in directories}
     taken = []
     while running:
         pid, status = os.wait()
-        (process,) = [process for process in running if process.pid == pid]
-        assert status == 0, f"tar ended with {status} in {running[process]}"
-        process.returncode = 0
-        del running[process]
+        assert status == 0, f"tar ended with {status} in {running[pid]}"
+        del running[pid]
         taken.append(time.monotonic() - began)
     return taken
 
 
-def measure(directory: Path, sessions: int) -> dict[str, object]:
-    root, state = directory / "root", directory / "state"
-    command = [sys.executable, "-m", "mount.cli", "serve", "--root", str(root), "--state", str(state)]
-    with (directory / "log").open("wb") as log:
-        daemon = subprocess.Popen(command, stderr=log)
-    while not (state / ".daemon/control.sock").exists():
-        time.sleep(0.05)
-    figures: dict[str, object] = {"sessions": sessions}
-    with Client(state) as client:
-        times = []
-        for n in range(sessions):
-            began = time.monotonic()
-            client.new(NewSession(session=f"s{n}"))
-            times.append(time.monotonic() - began)
-        figures["mount_ms"] = {"median": round(statistics.median(times) * 1e3), "max": round(max(times) * 1e3)}
-        found = client.list()
-        workers = [memory(status.worker.pid) for status in found if status.worker and status.worker.pid]
-        figures["worker_pss_mib"] = round(statistics.mean(workers), 1)
-        figures["daemon_pss_mib"] = round(memory(daemon.pid), 1)
-        figures["alone_us"] = quiet(root / "s0")
-        pid = storm(root / "s1")
-        figures["beside_a_storm_us"] = quiet(root / "s0")
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
-        archive = directory / "tree.tar"
-        subprocess.run(["tar", "-cf", archive, "-C", "/usr/lib/python3", "."], check=True)
-        taken = untar([root / f"s{n}" for n in range(2, 22)], archive)
-        figures["untar_20_s"] = {"first": round(min(taken), 1), "last": round(max(taken), 1)}
-    began = time.monotonic()
-    daemon.terminate()
-    assert daemon.wait() == 0
-    figures["stop_s"] = round(time.monotonic() - began, 1)
+def untar(host: Host) -> Figures:
+    archive = _archive(host.directory)
+    sessions, plains = host.sessions(UNTARS + 1), host.plains(UNTARS + 1)
+    alone = {"session": _untar(sessions[UNTARS:], archive)[0], "plain": _untar(plains[UNTARS:], archive)[0]}
+    figures: Figures = {"files": FILES, "at_once": UNTARS}
+    for name, directories in (("plain", plains[:UNTARS]), ("session", sessions[:UNTARS])):
+        taken = _untar(directories, archive)
+        figures[name] = {
+            "alone_s": round(alone[name], 2),
+            "first_s": round(min(taken), 2),
+            "last_s": round(max(taken), 2),
+            "last_over_20_alone": round(max(taken) / (UNTARS * alone[name]), 2),
+        }
     return figures
 
 
+# ---- many small loops
+
+
+def _loop(directory: Path, until: float, tell: int) -> None:
+    """Writes, reads and removes a file until then; how often goes into a pipe."""
+    done, path = 0, directory / "looped"
+    while time.monotonic() < until:
+        path.write_bytes(b"x" * 100)
+        path.read_bytes()
+        path.unlink()
+        done += 1
+    os.write(tell, b"%d\n" % done)
+
+
+def fairness(counts: list[int]) -> float:
+    """Jain's index: 1 where all have done as much, 1/n where one has done all."""
+    return sum(counts) ** 2 / (len(counts) * sum(count * count for count in counts))
+
+
+def loops(host: Host) -> Figures:
+    figures: Figures = {"at_once": LOOPS, "seconds": LOOP_SECONDS}
+    for name, directories in (("session", host.sessions(LOOPS)), ("plain", host.plains(LOOPS))):
+        read, write = os.pipe()
+        until = time.monotonic() + 1 + LOOP_SECONDS
+        tasks = [partial(_loop, path, until, write) for path in directories]
+        with children(tasks), os.fdopen(read) as told:
+            os.close(write)
+            counts = [int(told.readline()) for _ in directories]
+        figures[name] = {
+            "jain": round(fairness(counts), 3),
+            "least": min(counts),
+            "median": int(statistics.median(counts)),
+            "most": max(counts),
+            "loops_per_s": round(sum(counts) / LOOP_SECONDS),
+        }
+    return figures
+
+
+QUESTIONS: dict[str, Callable[[Host], Figures]] = {"mount": mount, "storm": storm, "untar": untar, "loops": loops}
+
+
 def main() -> None:
-    directory = Path(tempfile.mkdtemp(prefix="bench-host."))
+    directory = Path(tempfile.mkdtemp(prefix="bench-host.", dir=os.environ.get("BENCH_DIR")))
     try:
-        print(json.dumps(measure(directory, int(sys.argv[1]) if len(sys.argv) > 1 else 200)))
+        with serving(directory) as host:
+            for name in sys.argv[1:] or QUESTIONS:
+                print(json.dumps({name: QUESTIONS[name](host)}), flush=True)
     finally:
         shutil.rmtree(directory)
 

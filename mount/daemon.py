@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import trio
 
+from mount import readiness
 from mount.audit import Audit
 from mount.hosted import Hosted, receipt_of
 from mount.listener import Peer
@@ -28,6 +29,7 @@ from mount.settings import Settings
 from mount.supervisor import Supervisor
 from mount.webhooks import Webhooks
 from vfs.fileref import generate_session_id, validate_session_id
+from vfs.policy import Policy
 
 log = logging.getLogger(__name__)
 
@@ -178,9 +180,16 @@ class Daemon:
                 hosted.mounted.config = msgspec.structs.replace(  # of later workers
                     hosted.mounted.config, policy=policy, idle_after=policy.idle_seconds or 0.0
                 )
+                await self._flush_pages(hosted, policy)
                 while not await hosted.ask("policy", self.settings.deadline, policy=msgspec.to_builtins(policy)):
                     await hosted.renew()
         return await hosted.status()
+
+    async def _flush_pages(self, hosted: Hosted, policy: Policy) -> None:
+        """Before a session becomes read-only: what programs changed in shared mappings would be lost."""
+        if policy.read_only:
+            with trio.move_on_after(self.settings.deadline):
+                await trio.to_thread.run_sync(readiness.flush_pages, hosted.mountpoint, abandon_on_cancel=True)
 
     async def sync(self, session: str, peer: Peer) -> SessionReceipt:
         """A barrier; see `vfs.Session.sync`."""

@@ -51,18 +51,26 @@ ERRORS: Final = (
     ("session", "operation"),
 )
 DETAIL: Final = {
-    "pending_bytes": ("mount_session_pending_bytes", "Bytes that are not persisted yet", ("session",)),
-    "cache_bytes": ("mount_session_cache_bytes", "Bytes here of files that the persistence holds", ("session",)),
-    "conflicts": ("mount_session_conflicts", "Files kept in two versions", ("session",)),
+    "dirty_bytes": ("mount_session_dirty_bytes", "Bytes of files that are not persisted as they are", ("session",)),
+    "pending_bytes": ("mount_session_pending_bytes", "Of those, bytes of files that nobody writes now", ("session",)),
+    "cache_bytes": ("mount_session_cache_bytes", "Bytes here, where the policy limits them", ("session",)),
 }
 COUNTED: Final = {
-    "read_bytes": ("mount_session_read_bytes", "Bytes that programs read", ("session",)),
+    "read_bytes": ("mount_session_read_bytes", "Bytes that the kernel's page cache did not have", ("session",)),
     "written_bytes": ("mount_session_written_bytes", "Bytes that programs wrote", ("session",)),
-    "cache_hits": ("mount_session_cache_hits", "Reads that found their bytes here", ("session",)),
-    "cache_misses": ("mount_session_cache_misses", "Reads that had to fetch", ("session",)),
+    "cache_hits": ("mount_session_cache_hits", "Reads from the kernel that found their bytes here", ("session",)),
+    "cache_misses": ("mount_session_cache_misses", "Reads that had to wait for the persistence", ("session",)),
     "uploads": ("mount_session_uploads", "Files that reached the persistence", ("session",)),
     "uploaded_bytes": ("mount_session_uploaded_bytes", "Bytes that reached the persistence", ("session",)),
-    "retries": ("mount_session_upload_retries", "Attempts that the persistence did not take", ("session",)),
+    "retries": ("mount_session_upload_retries", "Attempts to write that the persistence did not take", ("session",)),
+    "conflicts": ("mount_session_conflicts", "Files that someone else had changed, now kept twice", ("session",)),
+}
+_CALL: Final = ("session", "persistence", "callback")
+CALLS: Final = {
+    "calls": ("mount_session_persistence_calls", "Calls of a persistence", _CALL),
+    "failures": ("mount_session_persistence_failures", "Calls that failed", _CALL),
+    "seconds": ("mount_session_persistence_seconds", "Seconds that the successful ones took", _CALL),
+    "bytes": ("mount_session_persistence_bytes", "Bytes of content that they moved", _CALL),
 }
 
 
@@ -96,6 +104,10 @@ class _Snapshot(Collector):
             yield _gauge(gauge, {(s.session,): s.details.get(key) for s in statuses})
         for key, counter in COUNTED.items():
             yield _counter(counter, {(s.session,): s.details.get(key) for s in statuses})
+        calls = [(s.session, call) for s in statuses for call in s.details.get("calls", ())]
+        for key, name in CALLS.items():
+            found = {(session, call["persistence"], call["callback"]): call[key] for session, call in calls}
+            yield _counter(name, found)
 
     def _host(self) -> Iterator[Metric]:
         states: dict[tuple[str, ...], float] = {}

@@ -143,12 +143,12 @@ class Mounted:
 
     async def _watch(self, worker: WorkerHandle) -> None:
         """Until it is gone: by itself, because it hung, or because nothing is asked of it."""
-        limit, idle_after = self.config.hang_limit, self.config.idle_after
-        if self.config.storage != "local" or self.config.callbacks is not None:
-            idle_after = 0.0  # it must see what others change in the storage, and keep its lease there
-        every = min(limit, idle_after or limit, PING_EVERY)
         requests, since = -1, trio.current_time()
         while not worker.gone.is_set():
+            limit, idle_after = self.config.hang_limit, self.config.idle_after  # the policy may change meanwhile
+            if self.config.storage != "local" or self.config.callbacks is not None:
+                idle_after = 0.0  # it must see what others change in the storage, and keep its lease there
+            every = min(limit, idle_after or limit, PING_EVERY)
             with trio.move_on_after(every):
                 await worker.gone.wait()
                 return

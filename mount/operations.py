@@ -308,11 +308,15 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await self.session.read(fh, off, size)
+        content = await self.session.read(fh, off, size)
+        _read.bytes += len(content)
+        return content
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self.session.write(fh, off, buf)
+        taken = await self.session.write(fh, off, buf)
+        _written.bytes += taken
+        return taken
 
     async def flush(self, fh: int) -> None:
         """ENOSYS, which the kernel takes as "never ask again": every write was answered when it was safe, and locks
@@ -326,3 +330,6 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def release(self, fh: int) -> None:
         self.session.release(fh)
+
+
+_read, _written = TALLIES["read"], TALLIES["write"]

@@ -1,4 +1,4 @@
-"""Tallies: how many requests of each operation a worker has answered, how long they took, how many with an error.
+"""Tallies: how many requests of each operation a worker has answered, how long they took, how many failed.
 
 Latencies are counted in buckets of powers of two of a microsecond, which is what Prometheus gets as a histogram; it
 costs a request two looks at the clock and a list item. Kept by `operations`, told with the worker's status.
@@ -14,10 +14,11 @@ BUCKETS: Final = 25  # up to 16 s; the last one counts all above
 
 
 class Tally:
-    __slots__ = ("buckets", "errors", "seconds")
+    __slots__ = ("buckets", "bytes", "errors", "seconds")
 
     def __init__(self) -> None:
         self.errors = 0
+        self.bytes = 0  # of content, where the operation moves some
         self.seconds = 0.0
         self.buckets = [0] * 64  # of any time that there is, so that none needs a comparison
 

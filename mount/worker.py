@@ -27,6 +27,7 @@ import pyfuse3
 import trio
 
 from mount import identity, resend, title
+from mount.account import account
 from mount.channel import MAX_MESSAGE, Answer, BrokenChannel, Channel, last_words
 from mount.config import Receipt, Start
 from mount.device import Device
@@ -40,7 +41,6 @@ from mount.repeated import Repeated
 from mount.suspicion import Suspicion, refuse
 from vfs import failpoints
 from vfs.errors import single
-from vfs.guarded import Guarded
 from vfs.persisted import PersistedSession
 from vfs.policy import Policy
 from vfs.receipt import Receipt as SessionReceipt
@@ -241,13 +241,16 @@ class Worker:
 
     async def _apply(self, policy: Policy) -> bool:
         """A new policy, and the kernel's caches without what the old one said. False: only another worker can, because
-        this session looks up no globs; whoever hides something in it has it replaced."""
+        this session looks up no globs, or because it only reads its storage and has no lease there."""
         session, before = self.session, self.session.policy
-        session.apply(policy)
-        if isinstance(session, Guarded):
-            session.routes.govern(policy.hidden, policy.local_only)
+        if isinstance(session, PersistedSession):
+            if before.read_only and not policy.read_only:
+                return False
         elif policy.hidden:
             return False
+        session.apply(policy)
+        if isinstance(session, PersistedSession):
+            await session.cache.shrink()
         if (policy.uid, policy.gid) != (before.uid, before.gid):
             await self.operations.forget_attributes()
         if policy.hidden or before.hidden:
@@ -262,17 +265,8 @@ class Worker:
         self.supervisor = channel
 
     def _status(self) -> dict[str, Any]:
-        receipt = self.session.receipt()
-        return {
-            "session": self.session.id,
-            "pid": os.getpid(),
-            "since": self.began,
-            "requests": self.device.waits,
-            "files": receipt.files,
-            "bytes": receipt.bytes,
-            "pending": receipt.pending,
-            "operations": {name: tally.told() for name, tally in TALLIES.items() if tally.seconds},
-        }
+        known = {"session": self.session.id, "pid": os.getpid(), "since": self.began, "requests": self.device.waits}
+        return known | account(self.session, TALLIES)
 
 
 def told(receipt: SessionReceipt) -> dict[str, Any]:

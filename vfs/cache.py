@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache"]
 
+SHRINK = 64 << 20  # bytes dropped without a checkpoint
 LULL = 0.02  # between two looks at what has become clean: each looks at all that is dirty
 
 
@@ -41,6 +42,25 @@ class Cache:
     @property
     def limit(self) -> int | None:
         return self.session.policy.cache_bytes
+
+    def limited(self) -> None:
+        """There is another limit: without one nothing was counted."""
+        self._counted = False
+
+    async def shrink(self) -> None:
+        """What is here and clean goes at once down to the limit, also where nobody reads or writes."""
+        while self.limit is not None and self.used_now > self.limit:
+            before = self.used
+            self.trim(max(self.limit, before - SHRINK))
+            if self.used == before:
+                return
+            await trio.lowlevel.checkpoint()
+
+    @property
+    def used_now(self) -> int:
+        if not self._counted:
+            self._count()
+        return self.used
 
     def _count(self) -> None:
         """What is here already; least recently used is what was changed longest ago."""

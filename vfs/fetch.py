@@ -61,15 +61,18 @@ class Fetches:
         """Find out the size of a file that was listed as a bare path."""
         await self._wait(self._begin(inode, -1))
 
-    async def need(self, inode: Inode, first: int, end: int) -> None:
-        """The blocks are here, or the file is no more. Errors are those of the persistence, EIO where it says that
-        nothing is there."""
+    async def need(self, inode: Inode, first: int, end: int) -> bool:
+        """The blocks are here, or the file is no more; whether that had to be waited for. Errors are those of the
+        persistence, EIO where it says that nothing is there."""
+        waited = False
         while inode.remote and self.namespace.inodes.get(inode.ino) is inode:
             absent = list(self.hydration.map(inode).absent(first, end))
             if not absent:
-                return
+                break
+            waited = True
             for fetch in self.start(inode, absent):
                 await self._wait(fetch)
+        return waited
 
     async def _wait(self, fetch: _Fetch) -> None:
         with trio.move_on_after(self.session.options.read_timeout):

@@ -13,6 +13,7 @@ from typing import Any
 
 from vfs.errors import error
 from vfs.inode import Dentry, Inode
+from vfs.policy import Policy
 from vfs.routes import Place, Route, Routes
 from vfs.rules import Changes
 from vfs.session import Session
@@ -27,6 +28,13 @@ class Guarded(Session):
         self.routes = routes
         self._generation = -1
         self._plain = False
+
+    def apply(self, policy: Policy) -> None:
+        """The session's own globs are the policy's from the first change of them on."""
+        before = self.policy
+        super().apply(policy)
+        if (policy.hidden, policy.local_only) != (before.hidden, before.local_only):
+            self.routes.govern(policy.hidden, policy.local_only)
 
     # ---- where things are
 

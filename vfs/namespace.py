@@ -55,6 +55,7 @@ class Namespace:
         self.orphans: dict[int, Inode] = {}
         self.next_ino = ROOT + 1
         self.next_cookie = 1
+        self.files = 0  # regular files, orphans among them
         self.bytes = 0  # the sizes of all files: what a quota counts
         self.remote = Remote()
         self._appliers: dict[type, Callable[[Any], Inode | None]] = {
@@ -107,6 +108,11 @@ class Namespace:
             inode = dentry.parent
         parts.reverse()
         return parts
+
+    def named(self) -> tuple[int, int]:
+        """How many files have a name, and their bytes."""
+        nameless = [inode.size for inode in self.orphans.values() if inode.is_file]
+        return self.files - len(nameless), self.bytes - sum(nameless)
 
     def walk(self, path: bytes) -> Inode:
         """The inode at a path relative to the root; symlinks are not followed."""
@@ -207,6 +213,7 @@ class Namespace:
             inode.size = len(r.target)
         inode.nlink = 2 if inode.entries is not None else 1
         self.inodes[r.ino] = inode
+        self.files += inode.is_file
         if r.ino >= self.next_ino:
             self.next_ino = r.ino + 1
         self._insert(parent, r.name, inode)
@@ -311,6 +318,7 @@ class Namespace:
             self.orphans.pop(ino, None)
             inode = self.inodes.pop(ino, None)
             if inode is not None and inode.is_file:
+                self.files -= 1
                 self.bytes -= inode.size
 
     # ---- what the persistences hold
@@ -339,6 +347,7 @@ class Namespace:
             inode.mtime_ns = mtime_ns
             inode.nlink = 2 if inode.entries is not None else 1
             self.inodes[ino] = inode
+            self.files += inode.is_file
             self.next_ino = max(self.next_ino, ino + 1)
             self._insert(parent, name, inode)
             if inode.entries is None:

@@ -42,6 +42,7 @@ from vfs.remote import Entry
 from vfs.routes import Route, Routes
 from vfs.rules import Changes
 from vfs.state import State
+from vfs.telemetry import Traffic
 from vfs.tree import Caller
 from vfs.writeback import WriteBack
 
@@ -66,6 +67,7 @@ class PersistedSession(Guarded):
     ) -> None:
         super().__init__(session_id, state, content, namespace, journal, policy, adopted=adopted, routes=routes)
         self.options = options
+        self.traffic = Traffic()
         self.hydration = Hydration(self, powered_off=state.powered_off)
         self.writeback = WriteBack(self, options)
         self.cache = Cache(self)
@@ -112,6 +114,15 @@ class PersistedSession(Guarded):
     async def refresh(self) -> Refreshed:
         """Take up now what others changed in the persistences."""
         return await self.listing.once(reread=True)
+
+    def apply(self, policy: Policy) -> None:
+        """What is persisted may be others now, and what is kept here too: see `Cache.shrink`."""
+        before = self.policy
+        super().apply(policy)
+        if (policy.hidden, policy.local_only) != (before.hidden, before.local_only):
+            self.writeback.note_all()
+        if policy.cache_bytes != before.cache_bytes:
+            self.cache.limited()
 
     def add_route(self, route: Route) -> None:
         """A persistence for a directory, in a session that is in use. ValueError if that has one already."""
@@ -184,6 +195,7 @@ class PersistedSession(Guarded):
         self.happened.failed(path, e)
 
     def conflicted(self, path: bytes, beside: bytes | None, ref: FileRef) -> None:
+        self.traffic.conflicts += 1
         self.happened.conflicted(path, beside)
 
     # ---- requests
@@ -231,7 +243,12 @@ class PersistedSession(Guarded):
         inode = self.namespace.inode(ino)
         if inode.remote and inode.is_file:
             await self.cache.admit(0)
-            await self.hydration.before_read(inode, offset, size)
+            if await self.hydration.before_read(inode, offset, size):
+                self.traffic.misses += 1
+            else:
+                self.traffic.hits += 1
+        else:
+            self.traffic.hits += 1
         if self.cache.limit is not None:
             self.cache.touch(inode)
         return await super().read(ino, offset, size)

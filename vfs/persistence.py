@@ -72,6 +72,7 @@ class Persistence:
         self.skipped: dict[str, str] = {}
         self._prefix = f"{self.base_directory}/" if strip_base and self.base_directory else ""
         self._target = target if owned else None
+        self._given = target
         self._scope = scope
         self._known = cast(Context, {**(context or {}), "base_directory": self.base_directory})
         self._caller = Caller(name, callbacks.discover(target), target, threads=threads, async_library=async_library)
@@ -79,6 +80,12 @@ class Persistence:
         self.can = self._caller.callbacks
         self.writes = not self.can.isdisjoint({"on_write", "on_write_file", "on_commit"})
         self.reads = not self.can.isdisjoint({"on_read", "on_read_range"})
+
+    @property
+    def retried(self) -> int:
+        """Requests that write which the target has made again by itself, where it counts them."""
+        found = getattr(self._given, "retried_writes", 0)
+        return found if isinstance(found, int) else 0
 
     @property
     def largest_write(self) -> int | None:

@@ -35,7 +35,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     quota_inodes      files, directories and the rest, the root not counted: EDQUOT at the create beyond it
     soft_bytes        above it there is an event, once until it has been below again; so for soft_inodes
     max_file_bytes    EFBIG at the write beyond it
-    idle_seconds      without requests and with nothing pending the worker goes; None: it stays
+    idle_seconds      without requests and with nothing pending the worker goes; None or 0: it stays
     durability        what fsync(2) promises: `local`, on this disk; `remote`, in the persistence
     cache_bytes       clean content kept here of what is in the persistence
     """

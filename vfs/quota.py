@@ -18,7 +18,7 @@ import msgspec
 from vfs.errors import error
 from vfs.inode import Inode
 from vfs.namespace import Namespace
-from vfs.policy import Policy
+from vfs.policy import UNLIMITED, Policy
 
 __all__ = ["Quota", "SoftLimit"]
 
@@ -32,13 +32,26 @@ class SoftLimit(msgspec.Struct, frozen=True):
 
 
 class Quota:
-    """`passed` is called when a soft limit is passed: once, until the session has been below it again."""
+    """`passed` is called when a soft limit is passed, by what is used or by a new limit: once, until the session has
+    been below it again."""
 
     def __init__(self, namespace: Namespace, policy: Policy, passed: Callable[[SoftLimit], None]) -> None:
         self._namespace = namespace
         self._policy = policy
         self._passed = passed
         self._told: dict[str, bool] = {}
+
+    def follow(self, before: Quota | None) -> None:
+        """The policy was changed: a limit that stays is not told of again, one that is new and passed already is."""
+        old, new = before._policy if before else UNLIMITED, self._policy
+        if before is not None:
+            self._told = dict(before._told)
+        if new.soft_bytes != old.soft_bytes:
+            self._told.pop("bytes", None)
+            self._check_soft("bytes", self._namespace.bytes, new.soft_bytes)
+        if new.soft_inodes != old.soft_inodes:
+            self._told.pop("inodes", None)
+            self._check_soft("inodes", self.inodes, new.soft_inodes)
 
     @staticmethod
     def needed(policy: Policy) -> bool:

@@ -51,7 +51,8 @@ def recover(
             _read_backing(inode, content)
         elif crashed and inode.is_file:
             _settle(inode, content)
-    namespace.bytes = sum(inode.size for inode in namespace.inodes.values() if inode.is_file)
+    sizes = [inode.size for inode in namespace.inodes.values() if inode.is_file]
+    namespace.files, namespace.bytes = len(sizes), sum(sizes)
     if crashed:
         for ino in content.inos() - namespace.inodes.keys():
             content.remove(ino)

@@ -354,8 +354,7 @@ class Session(Tree):
         return self.receipt()
 
     def receipt(self) -> Receipt:
-        files = [inode for inode in self.namespace.inodes.values() if inode.is_file and inode.nlink]
-        return Receipt(self.id, len(files), sum(inode.size for inode in files), 0)
+        return Receipt(self.id, *self.namespace.named(), 0)
 
     def statvfs(self) -> os.statvfs_result:
         """Of the disk that the session is on: what is left there is what is left here, or less by the quota."""

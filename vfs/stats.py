@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
     from vfs.session import Session
 
-__all__ = ["Count", "Stats", "count"]
+__all__ = ["Backlog", "Count", "Stats", "backlog", "count"]
 
 _SLICE = 1000
 
@@ -46,6 +46,32 @@ class Stats(msgspec.Struct):
     not_loaded: Count = msgspec.field(default_factory=Count)
     dirty: Count = msgspec.field(default_factory=Count)
     deletions: int = 0
+
+
+class Backlog(msgspec.Struct):
+    """What the persistences do not hold as it is: `changes`, deletions and descriptions of the tree among them;
+    `dirty`, the bytes of its files; `pending`, of those the bytes of files that nobody writes any more: they are on
+    their way, wait for their turn, or are tried again."""
+
+    changes: int = 0
+    dirty: int = 0
+    pending: int = 0
+
+
+def backlog(session: PersistedSession) -> Backlog:
+    """Looks at what is pending, and at nothing else."""
+    found, now, transfer = Backlog(), trio.current_time(), session.writeback.transfer
+    for pending in session.writeback.queue:
+        if not transfer.differs(pending.path):
+            continue
+        found.changes += 1
+        inode = transfer.desired(pending.path)
+        if inode is not None:
+            found.dirty += inode.size
+            if pending.busy or pending.tries or pending.due <= now:
+                found.pending += inode.size
+    found.changes += sum(description.pending for description in session.descriptions)
+    return found
 
 
 async def count(session: Session, persisted: PersistedSession | None) -> Stats:

@@ -1,7 +1,7 @@
 """Telemetry: each call of a persistence, how long it took, what it moved, and whether it failed.
 
 A `Persistence` counts its calls by callback, for who asks now and then, and tells observers of each one. An observer is
-a function that neither waits nor raises.
+a function that neither waits nor raises. What a session with persistences makes of them is its `Traffic`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-__all__ = ["Call", "Tally", "Telemetry"]
+__all__ = ["Call", "Tally", "Telemetry", "Traffic"]
 
 
 class Call(msgspec.Struct):
@@ -35,6 +35,23 @@ class Tally(msgspec.Struct):
     failures: int = 0
     seconds: float = 0.0
     bytes: int = 0
+
+
+class Traffic(msgspec.Struct):
+    """Since the session was opened.
+
+    hits, misses    reads that found all their bytes here, and reads that had to wait for a persistence
+    uploads, bytes  files that a persistence has acknowledged, and the bytes in them; moves are not counted
+    retries         attempts to write back that a persistence did not take, so that another had to follow
+    conflicts       files that someone else had changed meanwhile: both versions are kept
+    """
+
+    hits: int = 0
+    misses: int = 0
+    uploads: int = 0
+    bytes: int = 0
+    retries: int = 0
+    conflicts: int = 0
 
 
 class Telemetry:

@@ -80,16 +80,18 @@ class Tree(ABC):
         self.on_soft_limit: Callable[[SoftLimit], None] = lambda passed: None
         self.invalidate: Callable[[list[tuple[int, bytes]], list[int]], None] = lambda names, inos: None
         """Told of (directory, name) and of inodes that someone else has changed: a mount tells the kernel."""
-        self.apply(policy)
+        self.quota: Quota | None = None
+        Tree.apply(self, policy)
 
     def apply(self, policy: Policy) -> None:
         """Put a policy in force: for every request from here on. What the kernel has cached is the caller's concern."""
         self.policy = policy
         self.read_only = policy.read_only
         self.owner = Ownership(policy.uid, policy.gid)
-        self.quota: Quota | None = None
+        before, self.quota = self.quota, None
         if Quota.needed(policy):
             self.quota = Quota(self.namespace, policy, lambda passed: self.on_soft_limit(passed))
+            self.quota.follow(before)
 
     # ---- for the session that this tree is part of
 

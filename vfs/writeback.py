@@ -28,7 +28,7 @@ from vfs.errors import Conflict
 from vfs.inode import Inode
 from vfs.limit import Limit
 from vfs.options import Options
-from vfs.pending import Pending, Queue
+from vfs.pending import Pending, Queue, Writes
 from vfs.persistence import Persistence
 from vfs.records import Dirty, Link, Make, Reclaim, Record, Rename, Unlink
 from vfs.transfer import Blocked, Transfer
@@ -46,15 +46,6 @@ BATCH = 500  # paths in one transaction at most
 PATIENCE = 3  # uploads of a large file torn by its writers before they have to wait for a copy
 
 
-class _Writes:
-    """When this generation of a file was first and last written."""
-
-    __slots__ = ("first", "last")
-
-    def __init__(self, now: float) -> None:
-        self.first = self.last = now
-
-
 class WriteBack:
     def __init__(self, session: PersistedSession, options: Options) -> None:
         self.session = session
@@ -67,7 +58,7 @@ class WriteBack:
         self.urgent = 0  # barriers that wait
         self._names: deque[tuple[int, bytes]] = deque()
         self._inodes: dict[int, None] = {}
-        self._writes: dict[int, _Writes] = {}
+        self._writes: dict[int, Writes] = {}
         self._fresh: set[int] = set()
         self._blocked: dict[bytes, set[bytes]] = {}
         self._expanding = False
@@ -113,7 +104,7 @@ class WriteBack:
         self._wake.set()
 
     def _note_dirty(self, record: Dirty) -> None:
-        self._writes[record.ino] = _Writes(trio.current_time())
+        self._writes[record.ino] = Writes(trio.current_time())
         self._inodes[record.ino] = None
         self._wake.set()
 
@@ -347,6 +338,7 @@ class WriteBack:
 
     def _batch_failed(self, batch: list[Pending], e: OSError) -> None:
         """Each goes alone now, which tells whose fault it was; a conflict is dealt with there too."""
+        self.session.traffic.retries += len(batch) > 1
         for pending in batch:
             pending.alone = True
             if len(batch) == 1 and not isinstance(e, Conflict):
@@ -359,6 +351,7 @@ class WriteBack:
         self._report()
 
     def _failed(self, pending: Pending, e: OSError) -> None:
+        self.session.traffic.retries += 1
         first = pending.error is None or pending.error.errno != e.errno
         pending.failed(e, trio.current_time())
         self.transfer.errors[pending.path] = e

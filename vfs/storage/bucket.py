@@ -266,6 +266,7 @@ class Bucket:
                 self.counts["failures"] += 1
                 raise failure
             self.counts["retries"] += 1
+            self.counts["retried writes"] += not reading
             await trio.sleep(delay)
 
     async def _attempt(

@@ -79,6 +79,10 @@ class S3Storage(Backend):
             known = sorted({*Endpoint.__struct_fields__, "endpoint", "prefix", "cache_path", "async_upload"} - {"url"})
             raise ValueError(f"unknown option {', '.join(sorted(unknown))}; the options are {', '.join(known)}")
 
+    @property
+    def retried_writes(self) -> int:
+        return self.bucket.counts["retried writes"]
+
     async def init(self, session_id: str, **options: Any) -> Self:
         """Bind to a session. No request is made: `check` tells whether the bucket is there."""
         self._session_id = validate_session_id(session_id)

@@ -1,0 +1,58 @@
+"""The account that a worker gives of its session when it is asked for its status: counts, and no names of files.
+
+Cheap however large the session is, for whoever watches asks often: what grows with it is counted as it changes, and
+only what is not persisted yet is looked through. All counters begin with the worker. `metrics` makes Prometheus' of
+them, `hosted` the session's status, `rates` what `top` shows. Called by the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from mount.quietlog import masked
+from mount.tally import Tally
+from vfs.persisted import PersistedSession
+from vfs.session import Session
+from vfs.stats import backlog
+
+__all__ = ["account"]
+
+
+def account(session: Session, tallies: Mapping[str, Tally]) -> dict[str, Any]:
+    files, size = session.namespace.named()
+    told: dict[str, Any] = {
+        "files": files,
+        "bytes": size,
+        "pending": 0,
+        "read_bytes": tallies["read"].bytes,
+        "written_bytes": tallies["write"].bytes,
+        "operations": {name: tally.told() for name, tally in tallies.items() if tally.seconds},
+    }
+    if isinstance(session, PersistedSession):
+        told |= _persisted(session)
+    return told
+
+
+def _persisted(session: PersistedSession) -> dict[str, Any]:
+    left, traffic = backlog(session), session.traffic
+    persistences = [route.persistence for route in session.routes if route.persistence is not None]
+    return {
+        "pending": left.changes,
+        "dirty_bytes": left.dirty,
+        "pending_bytes": left.pending,
+        "cache_bytes": None if session.cache.limit is None else session.cache.used_now,
+        "cache_hits": traffic.hits,
+        "cache_misses": traffic.misses,
+        "uploads": traffic.uploads,
+        "uploaded_bytes": traffic.bytes,
+        "retries": traffic.retries + sum(persistence.retried for persistence in persistences),
+        "conflicts": traffic.conflicts,
+        "calls": [
+            {"persistence": masked(persistence.name), "callback": callback, **msgspec.structs.asdict(tally)}
+            for persistence in persistences
+            for callback, tally in persistence.telemetry.tallies.items()
+        ],
+    }
