@@ -29,6 +29,10 @@ class Engine:
     def docker(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self._run(["docker", *arguments], check)
 
+    def run(self, command: list[str]) -> str:
+        """Any program that speaks to the engine, which must succeed; its standard output."""
+        return self._run(command).stdout
+
     def _run(self, command: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
         environment = dict(os.environ, **({"DOCKER_HOST": self.host} if self.host else {}))
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE)

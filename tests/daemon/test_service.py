@@ -7,11 +7,12 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mount.mountpoint import mounted_on
 from tests.daemon.serving import PROJECT, Serving, until
 from tests.mounted import COMMAND, detach
 
@@ -87,30 +88,56 @@ def is_free(lock: Path) -> bool:
         return True
 
 
-def test_a_session_in_fstab_is_mounted_by_the_helper(tmp_path: Path) -> None:
-    directory, state = tmp_path / "mnt", tmp_path / "state"
-    directory.mkdir()
-    environment = {**os.environ, "PATH": f"{COMMAND.parent}:{os.environ['PATH']}", "PYTHONPATH": str(PROJECT)}
+@pytest.fixture
+def installed_helper() -> Iterator[None]:
+    """The helper where mount(8) looks for it, with this environment's `mount-session`, which is in no usual place."""
+    installed = Path("/sbin/mount.fuse.mount-session")
+    before = installed.read_bytes() if installed.exists() else None
+    installed.write_text(f'#!/bin/sh\nPATH={COMMAND.parent}:$PATH exec {HELPER} "$@"\n')
+    installed.chmod(0o755)
+    try:
+        yield
+    finally:
+        if before is None:
+            installed.unlink()
+        else:
+            installed.write_bytes(before)
 
-    def mount(options: str) -> subprocess.CompletedProcess[str]:
-        """As mount(8) calls it."""
-        return subprocess.run(
-            [str(HELPER), "-dashed", str(directory), "-o", options], capture_output=True, text=True, env=environment
-        )
+
+@pytest.mark.usefixtures("installed_helper")
+def test_a_session_in_fstab_is_mounted_by_the_helper(tmp_path: Path) -> None:
+    directory, state, fstab = tmp_path / "mnt", tmp_path / "state", tmp_path / "fstab"
+    directory.mkdir()
+
+    def line(options: str) -> None:
+        fstab.write_text(f"mount-session:-dashed {directory} fuse.mount-session state={state},{options} 0 0\n")
+
+    def mount(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["mount", *arguments], capture_output=True, text=True, timeout=60)
+
+    def options() -> set[str]:
+        entry = mounted_on(directory)
+        assert entry is not None
+        return set(entry.options)
 
     try:
-        done = mount(f"rw,noauto,x-systemd.automount,state={state},uid=1001,quota_bytes=1MB")
+        line("rw,noauto,x-systemd.automount,uid=1001,quota_bytes=1MB")
+        done = mount("-T", fstab, directory)
         assert done.returncode == 0, done.stderr
         (directory / "file").write_text("x")
-        assert (directory / "file").stat().st_uid == 1001
+        assert (directory / "file").stat().st_uid == 1001 and {"nosuid", "nodev"} <= options()
         assert os.statvfs(directory).f_blocks * os.statvfs(directory).f_frsize <= 10**6
-        assert mount(f"state={state}").returncode == 32, "what is mounted already is refused"
-        subprocess.run(["umount", str(directory)], check=True)
+        again = mount("-t", "fuse.mount-session", "-o", f"state={state}", "--", "-dashed", directory)
+        assert again.returncode == 32 and "in use" in again.stderr
+        subprocess.run(["umount", directory], check=True)
+        line("user,ro")  # at once, while what was unmounted may still be written back
+        assert mount("-T", fstab, "-a").returncode == 0 and (directory / "file").read_text() == "x"
+        assert "noexec" in options()
+        assert mount("-T", fstab, "-a").returncode == 0, "what is mounted already is left alone"
+        subprocess.run(["umount", directory], check=True)
         until(lambda: is_free(state / "-dashed/lock"))
-        assert mount(f"state={state},ro").returncode == 0 and (directory / "file").read_text() == "x"
-        subprocess.run(["umount", str(directory)], check=True)
-        until(lambda: is_free(state / "-dashed/lock"))
-        odd = mount(f"state={state},qouta_bytes=1")
-        assert odd.returncode == 32 and odd.stderr
+        line("qouta_bytes=1")
+        odd = mount("-T", fstab, directory)
+        assert odd.returncode == 32 and "--qouta" in odd.stderr
     finally:
         detach(directory)
