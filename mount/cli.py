@@ -1,7 +1,8 @@
 """The command `mount-session`: a click group whose subcommands are the modules of `mount.commands`.
 
 A subcommand is imported when it is named, so `up` does not wait for what `serve` needs. Errors that a user can mend
-(`OSError`, `ValueError`) end a command with their message and status 1; a wrong command line ends it with status 2.
+(`OSError`, `ValueError`, or a group of nothing else) end a command with their messages and status 1; a wrong command
+line ends it with status 2.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import click
 
 from mount import commands
+from vfs.errors import leaves
 
 
 class Subcommands(click.Group):
@@ -31,6 +33,17 @@ class Subcommands(click.Group):
             return super().invoke(ctx)
         except (OSError, ValueError) as error:
             raise click.ClickException(say(error)) from error
+        except BaseExceptionGroup as group:
+            raise _outcome(group) from None
+
+
+def _outcome(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What nurseries put together: every line of it, if a user can mend all of it; else the defect, or the group."""
+    failures = leaves(group)
+    told = [say(e) for e in failures if isinstance(e, OSError | ValueError)]
+    if len(told) == len(failures):
+        return click.ClickException("\n".join(dict.fromkeys(told)))
+    return failures[0] if len(failures) == 1 else group
 
 
 def say(error: OSError | ValueError) -> str:

@@ -19,6 +19,7 @@ import msgspec
 
 from mount.client import Client, NoDaemon, Refused
 from mount.commands.up import DashedIds
+from mount.flagtypes import DIRECTORY
 from mount.settings import STATE_VARIABLE, default_state
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _connect(ctx: click.Context, parameter: click.Parameter, state: Path | None)
 state_option: Final = click.option(
     "--state",
     "daemon",
-    type=click.Path(path_type=Path),
+    type=DIRECTORY,
     envvar=STATE_VARIABLE,
     show_envvar=True,
     callback=_connect,

@@ -63,7 +63,7 @@ def mounted(
     """
     config = MountConfig(
         session=session,
-        mountpoint=os.fsencode(resolve(Path(mountpoint))),
+        mountpoint=os.fsencode(resolve(mountpoint)),
         state=os.fsencode(Path(state or default_state()).absolute()),
         storage=storage,
         callbacks=callbacks if isinstance(callbacks, str) else None,

@@ -78,7 +78,8 @@ class Mounted:
     def _attach(self) -> None:
         path = self.config.mountpoint_path
         mountpoint.prepare(path, self.config.directory)
-        attached = mountpoint.attach(path, self.config.session, read_only=self.config.read_only)
+        with mountpoint.claimed(path):
+            attached = mountpoint.attach(path, self.config.session, read_only=self.config.read_only)
         self.fd = attached.fd
         try:
             agreement = handshake.answer(attached.fd)
@@ -340,20 +341,8 @@ class Mounted:
             log.warning("%s: mapped pages were not written back after %g s", self.config.session, FLUSH_LIMIT)
 
     def _detach(self) -> None:
-        path = self.config.mountpoint_path
         assert self.connection is not None
-        try:
-            mountpoint.detach(path)
-            busy = False
-        except OSError as error:
-            busy = True
-            if mountpoint.mounted_on(path) is None:
-                return  # someone else was quicker
-            log.warning("%s: %s", path, error.strerror)
-        for holder in holders.find(self.connection.device, path):
-            log.warning("%s is still in use by %s, which loses it now", path, holder)
-        if busy:
-            mountpoint.detach(path, lazy=True)
+        holders.take_away(self.config.mountpoint_path, self.connection.device, self.fd)
 
     async def _stop_worker(self) -> Receipt:
         """The receipt of the worker that is there, or of another if that one dies over it."""

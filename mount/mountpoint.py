@@ -12,13 +12,18 @@ The supervisor calls this module; nothing here blocks on a file server except `d
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import errno
+import fcntl
 import os
+import select
 import shutil
 import socket
 import stat
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,6 +31,8 @@ FSTYPE: Final = "fuse.mount-session"
 DEVICE: Final = "/dev/fuse"
 FUSE_CONF: Final = Path("/etc/fuse.conf")
 CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
+
+CLAIM_LIMIT: Final = 1.0  # seconds; mounting takes some milliseconds
 
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 MNT_DETACH = 2
@@ -91,7 +98,10 @@ def mounted_on(path: Path) -> Entry | None:
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """The mountpoint's absolute path without links. What is mounted there is not touched: it may be dead, or wait."""
+    """The mountpoint's absolute path without links. What is mounted there is not touched: it may be dead, or wait.
+    An empty one is refused: it would be the current directory."""
+    if not os.fspath(path):
+        raise FileNotFoundError(errno.ENOENT, "the mountpoint is empty; name a directory")
     absolute = Path(os.path.abspath(path))
     parent = Path(os.path.realpath(absolute.parent)) / absolute.name
     if mounted_on(parent) is None and parent.is_symlink():
@@ -105,14 +115,7 @@ def prepare(mountpoint: Path, state: Path) -> None:
     entry = mounted_on(mountpoint)
     if entry is not None and entry.fstype == FSTYPE and _is_dead(mountpoint):
         detach(mountpoint, lazy=True)
-        entry = mounted_on(mountpoint)
-    if entry is not None:
-        raise OSError(
-            errno.EBUSY,
-            f"something is mounted there already ({entry.fstype} from {os.fsdecode(entry.source)}); "
-            "unmount it first, or choose another directory",
-            str(mountpoint),
-        )
+    _refuse_second(mountpoint)
     try:
         mode = os.stat(mountpoint).st_mode
     except FileNotFoundError:
@@ -125,6 +128,52 @@ def prepare(mountpoint: Path, state: Path) -> None:
         raise OSError(
             errno.EINVAL, f"the mount would cover its own state, {state}; choose another directory", str(mountpoint)
         )
+
+
+def _refuse_second(mountpoint: Path) -> None:
+    if (entry := mounted_on(mountpoint)) is not None:
+        raise OSError(
+            errno.EBUSY,
+            f"something is mounted there already ({entry.fstype} from {os.fsdecode(entry.source)}); "
+            "unmount it first, or choose another directory",
+            str(mountpoint),
+        )
+
+
+@contextlib.contextmanager
+def claimed(mountpoint: Path) -> Iterator[None]:
+    """Nothing is mounted there, and no other process of ours mounts there meanwhile: the kernel would stack the two.
+
+    The claim is a lock on the directory below. Whoever may read that can hold the lock, and no longer than we wait keep
+    us from it.
+    """
+    fd = _directory_below(mountpoint)
+    try:
+        end = time.monotonic() + CLAIM_LIMIT
+        while not _locked(fd) and time.monotonic() < end:
+            time.sleep(0.01)
+        _refuse_second(mountpoint)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _directory_below(mountpoint: Path) -> int:
+    """Opened in two steps, of which none asks a file server that may be mounted there at this moment."""
+    path = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _refuse_second(mountpoint)
+        return os.open(f"/proc/self/fd/{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(path)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno != errno.EWOULDBLOCK  # a file system without such locks (NFS) can only be taken as it is
+    return True
 
 
 def is_ours(mountpoint: Path) -> bool:
@@ -274,6 +323,13 @@ def detach(mountpoint: Path, *, lazy: bool = False) -> None:
     if done.returncode != 0:
         complaint = _complaint(done.stderr)
         raise OSError(errno.EBUSY if "busy" in complaint.lower() else errno.EPERM, complaint, str(mountpoint))
+
+
+def has_ended(fd: int) -> bool:
+    """Is the file system behind this /dev/fuse gone: off every directory, in containers too, and nothing of it open?"""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))  # POLLERR: the kernel has ended the connection
 
 
 def abort(device: str) -> bool:

@@ -21,6 +21,7 @@ from mount import identity
 from mount.config import MountConfig
 from mount.quietlog import masked
 from mount.spawner import PROJECT
+from vfs.errors import leaves
 
 __all__ = ["purge"]
 
@@ -75,10 +76,9 @@ def main() -> int:
     try:
         trio.run(_clean, config)
     except Exception as e:
-        error: BaseException = e
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        json.dump({"errno": getattr(error, "errno", None), "message": masked(str(error))}, sys.stderr)
+        failures = leaves(e)
+        message = "; ".join(dict.fromkeys(str(failure) for failure in failures))
+        json.dump({"errno": getattr(failures[0], "errno", None), "message": masked(message)}, sys.stderr)
         return 1
     return 0
 

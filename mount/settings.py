@@ -75,6 +75,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     workers: Workers = Workers()
     webhooks: tuple[Webhook, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("root", "state"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: name a directory")
+
     @property
     def root_path(self) -> Path:
         return Path(self.root)

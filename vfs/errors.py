@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-__all__ = ["Conflict", "DamagedState", "StateInUse", "UnsupportedState", "error", "single"]
+__all__ = ["Conflict", "DamagedState", "StateInUse", "UnsupportedState", "error", "leaves", "single"]
 
 
 def error(number: int, subject: object = None, why: str | None = None) -> OSError:
@@ -26,6 +26,11 @@ def single(e: BaseException) -> BaseException:
     while isinstance(e, BaseExceptionGroup) and len(e.exceptions) == 1:
         e = e.exceptions[0]
     return e
+
+
+def leaves(e: BaseException) -> list[BaseException]:
+    """All that a group holds, however deep; the exception alone where it is no group."""
+    return [leaf for inner in e.exceptions for leaf in leaves(inner)] if isinstance(e, BaseExceptionGroup) else [e]
 
 
 class Conflict(OSError):

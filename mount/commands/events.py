@@ -12,6 +12,7 @@ import msgspec
 
 from mount.client import Client, NoDaemon
 from mount.commandline import DaemonCommand
+from mount.flagtypes import DIRECTORY
 from mount.settings import STATE_VARIABLE, default_state
 from vfs.event import read_events
 from vfs.eventlog import BATCH, Place, last_number
@@ -26,7 +27,7 @@ LOOK: Final = 0.2  # seconds between looks into the log of a session that no dae
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until interrupted.")
 @click.option(
     "--state",
-    type=click.Path(path_type=Path),
+    type=DIRECTORY,
     envvar=STATE_VARIABLE,
     show_envvar=True,
     help="The state directory, of a daemon or of `up`.",

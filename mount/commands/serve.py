@@ -10,17 +10,17 @@ import click
 import trio
 
 from mount import quietlog, title
+from mount.flagtypes import DIRECTORY
 from mount.service import serve
 from mount.settings import STATE_VARIABLE, load
-from vfs.errors import single
 
 
 @click.command
-@click.option("--root", type=click.Path(path_type=Path), help="ROOT/<session> is each session's mount.")
+@click.option("--root", type=DIRECTORY, help="ROOT/<session> is each session's mount.")
 @click.option("--config", type=click.Path(path_type=Path, exists=True), help="TOML; see docs/operations.md.")
 @click.option(
     "--state",
-    type=click.Path(path_type=Path),
+    type=DIRECTORY,
     envvar=STATE_VARIABLE,
     show_envvar=True,
     help="Directory for the state of all sessions. [default: /var/lib/mount-session for root]",
@@ -52,7 +52,4 @@ def command(
     os.environ[quietlog.VARIABLE] = settings.log
     quietlog.install(sys.stderr, settings.log)
     title.set_title("mount-session: daemon")
-    try:
-        trio.run(serve, settings)
-    except BaseExceptionGroup as group:
-        raise single(group) from None
+    trio.run(serve, settings)

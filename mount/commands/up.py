@@ -15,11 +15,11 @@ import trio
 
 from mount import quietlog, title
 from mount.config import MountConfig, Receipt
+from mount.flagtypes import DIRECTORY
 from mount.mountpoint import resolve
 from mount.policyflags import policy_flags, policy_of
 from mount.settings import STATE_VARIABLE, default_state
 from mount.supervisor import Supervisor
-from vfs.errors import single
 from vfs.policy import parse
 
 
@@ -54,10 +54,10 @@ def _known_first(args: list[str], known: set[str], valued: set[str]) -> list[str
 
 @click.command(cls=DashedIds)
 @click.argument("session")
-@click.argument("mountpoint", type=Path)  # click.Path would stat it, and wait where nobody serves it now
+@click.argument("mountpoint")  # click.Path would stat it, and wait where nobody serves it now
 @click.option(
     "--state",
-    type=click.Path(path_type=Path),
+    type=DIRECTORY,
     envvar=STATE_VARIABLE,
     show_envvar=True,
     help="Directory that holds the state of all sessions: journal, names, content. "
@@ -91,7 +91,7 @@ def _known_first(args: list[str], known: set[str], valued: set[str]) -> list[str
 @policy_flags
 def command(
     session: str,
-    mountpoint: Path,
+    mountpoint: str,
     state: Path | None,
     storage: str,
     callbacks: str | None,
@@ -138,10 +138,7 @@ def command(
         idle_after=idle_after,
         hang_limit=hang_limit,
     )
-    try:
-        receipt = trio.run(_up, config)
-    except BaseExceptionGroup as group:  # not `except*`, which puts what is raised in it into a group (Python 3.11.2)
-        raise single(group) from None
+    receipt = trio.run(_up, config)
     if receipt is None:
         raise click.ClickException("ended by a signal before the session was mounted")
     click.echo(msgspec.json.encode(receipt).decode())

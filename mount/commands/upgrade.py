@@ -12,6 +12,7 @@ import trio
 from mount import rendezvous
 from mount.channel import Answer, Channel
 from mount.commands.up import DashedIds
+from mount.flagtypes import DIRECTORY
 from mount.settings import default_state
 
 
@@ -35,7 +36,7 @@ async def _refuse(name: str, arguments: dict[str, object], descriptors: list[int
 @click.argument("session")
 @click.option(
     "--state",
-    type=click.Path(path_type=Path),
+    type=DIRECTORY,
     envvar="MOUNT_SESSION_STATE",
     show_envvar=True,
     help="The state directory that the session was mounted with.",

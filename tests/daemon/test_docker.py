@@ -211,8 +211,9 @@ def test_the_compose_example_does_what_it_says(volumes: Volumes, tmp_path: Path)
     )
 
     def compose(*arguments: str) -> str:
-        command = ("docker", "compose") if volumes.engine.docker("compose", "version", check=False).returncode == 0 else ()
-        return volumes.engine.run([*(command or ("docker-compose",)), "-p", volumes.driver, "-f", str(file), *arguments])
+        is_plugin = volumes.engine.docker("compose", "version", check=False).returncode == 0
+        command = ["docker", "compose"] if is_plugin else ["docker-compose"]
+        return volumes.engine.run([*command, "-p", volumes.driver, "-f", str(file), *arguments])
 
     try:
         assert "made by the agent" in compose("up")

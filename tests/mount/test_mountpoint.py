@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,6 +146,67 @@ def test_a_busy_mount_is_named_with_who_holds_it_and_detached_lazily(tmp_path: P
         holder.wait()
     finally:
         detach(directory)
+
+
+@root_only
+def test_only_who_still_has_a_mount_is_named_when_it_is_taken_away(
+    directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody has the first, whose device number another mount takes over at once; a container has the second."""
+    elsewhere = mountpoint.resolve(tmp_path) / "elsewhere"
+    elsewhere.mkdir()
+    first = mountpoint.attach(directory, "first")
+    assert not mountpoint.has_ended(first.fd)
+    holders.take_away(directory, first.device, first.fd)
+    assert mountpoint.has_ended(first.fd) and caplog.messages == []
+    second = mountpoint.attach(elsewhere, "second")
+    command = ["unshare", "-m", "sh", "-c", "mount --make-rprivate / && echo ready && exec sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"ready\n"
+        third = mountpoint.attach(directory, "third")
+        if third.device == first.device:  # as a rule
+            assert holders.find(first.device, directory) == []
+        holders.take_away(directory, third.device, third.fd)
+        assert caplog.messages == []
+        holders.take_away(elsewhere, second.device, second.fd)
+        assert len(caplog.messages) == 1 and f"process {other.pid} (sleep)" in caplog.messages[0]
+        assert not mountpoint.has_ended(second.fd), "the namespace has it still"
+        other.kill()
+    for attached in (first, second, third):
+        os.close(attached.fd)
+
+
+@root_only
+def test_two_mounts_on_one_directory_at_once_are_not_stacked(directory: Path) -> None:
+    """The second waits for the first, and is refused; who holds the lock for ever holds up nobody for ever."""
+    entered = threading.Barrier(2)
+    made: list[mountpoint.Attached] = []
+    refused: list[OSError] = []
+
+    def mount() -> None:
+        mountpoint.prepare(directory, STATE)
+        entered.wait()
+        try:
+            with mountpoint.claimed(directory):
+                made.append(mountpoint.attach(directory, "one"))
+        except OSError as e:
+            refused.append(e)
+
+    threads = [threading.Thread(target=mount) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ((attached,), (error,)) = made, refused
+    assert error.errno == errno.EBUSY
+    mountpoint.detach(directory)
+    assert mountpoint.mounted_on(directory) is None
+    os.close(attached.fd)
+    stranger = os.open(directory, os.O_RDONLY)
+    fcntl.flock(stranger, fcntl.LOCK_EX)
+    with mountpoint.claimed(directory):
+        os.close(mountpoint.attach(directory, "two").fd)
+    os.close(stranger)
 
 
 @root_only
