@@ -38,8 +38,9 @@ async def opened(config: MountConfig, *, adopted: bool) -> AsyncIterator[Session
         persistence, hooks = await _persistence(config, storage)
         if persistence is not None:
             stack.push_async_callback(persistence.aclose)
+        reached = True
         if hasattr(storage, "acquire"):
-            await stack.enter_async_context(_leased(cast("S3Storage", storage), config, adopted))
+            reached = await stack.enter_async_context(_leased(cast("S3Storage", storage), config, adopted))
         session = await stack.enter_async_context(
             Session.open(
                 config.session,
@@ -47,7 +48,7 @@ async def opened(config: MountConfig, *, adopted: bool) -> AsyncIterator[Session
                 adopted=adopted,
                 policy=policy,
                 routes=_routes(persistence, policy),
-                options=Options(hooks=hooks),
+                options=Options(hooks=hooks, behind=not reached),
             )
         )
         if persistence is not None and config.callbacks is not None:
@@ -56,16 +57,18 @@ async def opened(config: MountConfig, *, adopted: bool) -> AsyncIterator[Session
 
 
 @contextlib.asynccontextmanager
-async def _leased(storage: S3Storage, config: MountConfig, adopted: bool) -> AsyncIterator[None]:
-    """A session has one writer. Stealing is for the first worker of a mount: a later one lost the lease itself."""
+async def _leased(storage: S3Storage, config: MountConfig, adopted: bool) -> AsyncIterator[bool]:
+    """A session has one writer; whether it is this one by now. Stealing is for the first worker of a mount: a later
+    one lost the lease itself."""
     from vfs.storage.writer import only_reading, sole_writer
 
     if config.policy.read_only:
         only_reading(storage)
-        yield
+        yield True
     else:
-        async with sole_writer(storage, config.directory, steal=config.steal and not adopted, adopted=adopted):
-            yield
+        steal = config.steal and not adopted
+        async with sole_writer(storage, config.directory, steal=steal, adopted=adopted) as reached:
+            yield reached
 
 
 def _routes(persistence: Persistence | None, policy: Policy) -> Routes | None:

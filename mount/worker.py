@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 DRAIN_LIMIT: Final = 20.0  # seconds for requests in hand when the gate closes; those left are sent again or aborted
 MAX_TASKS: Final = 99
+TELL_AFTER: Final = 10.0  # seconds that a stop waits for the storage, each time before it is said what for
 
 
 class Worker:
@@ -168,11 +169,24 @@ class Worker:
     async def _sync(self) -> None:
         try:
             with self._syncing:
-                await self.session.sync()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._tell_what_is_awaited)
+                    await self.session.sync()
+                    nursery.cancel_scope.cancel()
         except Exception:
             log.exception("%s: not all could be written back; it is kept in the state directory", self.session.id)
         if self._syncing.cancelled_caught:
             log.warning("%s: told not to wait until all is written back", self.session.id)
+
+    async def _tell_what_is_awaited(self) -> None:
+        while True:
+            await trio.sleep(TELL_AFTER)
+            receipt = self.session.receipt()
+            why = receipt.reasons[0] if receipt.reasons else None
+            log.warning(
+                "%s: waiting for %d changes to be written back%s; a second signal to `up` leaves them for the next one",
+                *(self.session.id, receipt.pending, f" ({_printable(why.path)}: {why.error})" if why else ""),
+            )
 
     # ---- what is asked of it
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-__all__ = ["Conflict", "DamagedState", "StateInUse", "UnsupportedState", "error", "leaves", "single"]
+__all__ = ["Conflict", "DamagedState", "Emptied", "StateInUse", "UnsupportedState", "error", "leaves", "single"]
 
 
 def error(number: int, subject: object = None, why: str | None = None) -> OSError:
@@ -39,6 +39,14 @@ class Conflict(OSError):
     def __init__(self, path: str, found: str | None = None) -> None:
         super().__init__(errno.ESTALE, "changed by someone else in the persistence", path)
         self.found = found
+
+
+class Emptied(OSError):
+    """The persistence holds nothing any more that it was given, not even what it keeps for itself (errno EIO): its
+    listing does not say that files were deleted one by one."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(errno.EIO, "everything is gone there, what belongs to mount-session itself too", what)
 
 
 class StateInUse(OSError):

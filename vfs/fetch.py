@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import cachetools
 import trio
 
 from vfs.blockmap import BLOCK
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 SPAN = 16  # blocks of one request at most: 4 MiB
 AT_ONCE = 16  # requests in flight
 PAUSES = (0.1, 0.5, 2.0)  # seconds before each retry
+AGAIN = 0.1  # seconds after a long wait for nothing in which the kernel asks once more, for the same read(2)
 LONG = 5.0  # a persistence that took so many seconds to fail has tried again by itself
 
 
@@ -56,6 +58,7 @@ class Fetches:
         self.hydration = hydration
         self._running: dict[tuple[int, int], _Fetch] = {}
         self._slots = trio.Semaphore(AT_ONCE)
+        self._told: cachetools.TTLCache[int, OSError] = cachetools.TTLCache(1000, AGAIN, timer=trio.current_time)
 
     async def settle(self, inode: Inode) -> None:
         """Find out the size of a file that was listed as a bare path."""
@@ -65,13 +68,21 @@ class Fetches:
         """The blocks are here, or the file is no more; whether that had to be waited for. Errors are those of the
         persistence, EIO where it says that nothing is there."""
         waited = False
+        if (told := self._told.pop(inode.ino, None)) is not None:
+            raise told.with_traceback(None)
         while inode.remote and self.namespace.inodes.get(inode.ino) is inode:
             absent = list(self.hydration.map(inode).absent(first, end))
             if not absent:
                 break
             waited = True
-            for fetch in self.start(inode, absent):
-                await self._wait(fetch)
+            began = trio.current_time()
+            try:
+                for fetch in self.start(inode, absent):
+                    await self._wait(fetch)
+            except OSError as e:
+                if trio.current_time() > began + LONG:
+                    self._told[inode.ino] = e
+                raise
         return waited
 
     async def _wait(self, fetch: _Fetch) -> None:

@@ -17,6 +17,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     read_timeout      how long a reader waits for content that is elsewhere, before EIO
     refresh_interval  between two listings, where there is an on_list; None: only when asked
     cache_wait        how long a writer waits when only dirty data is left in a full cache, before ENOSPC
+    behind            a persistence that the session knows already is listed when it answers: opening does not wait
     event_bytes       of the event log; older events are dropped
     hooks             object with any of on_file_created, on_file_modified, on_file_deleted, on_file_synced
     """
@@ -27,5 +28,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     read_timeout: float = 60.0
     refresh_interval: float | None = 30.0
     cache_wait: float = 30.0
+    behind: bool = False
     event_bytes: int = 64 << 20
     hooks: Any = None

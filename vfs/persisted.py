@@ -84,7 +84,7 @@ class PersistedSession(Guarded):
 
     async def _start(self) -> None:
         self.hydration.begin()
-        if self._adopted:  # a mount waits for an answer, and its kernel knows the tree: the listing comes behind
+        if self._adopted or self.options.behind:  # who waits for an answer does not wait for a listing
             for description in self.descriptions:
                 description.resume()
             self.spawn(self.listing.attempt)
@@ -146,6 +146,12 @@ class PersistedSession(Guarded):
     def described(self, route: Route) -> Mapping[bytes, Row]:
         """What is known of the route's files beside the listing."""
         return next((found.rows for found in self.descriptions if found.route is route), {})
+
+    def changed(self, route: Route) -> None:
+        """What the route's persistence keeps of the tree's description is not what it was given."""
+        for description in self.descriptions:
+            if description.route is route:
+                description.changed()
 
     def let_go(self, inode: Inode) -> None:
         self._let_go(inode)

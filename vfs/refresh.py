@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from vfs.adoption import adopt
+from vfs.errors import Emptied
 from vfs.fileref import FileRef
 from vfs.inode import Inode
 from vfs.listing import UNKNOWN_SIZE
@@ -106,6 +107,8 @@ class Refresh:
                     except OSError as e:
                         self.error = e
                         raise
+            if self.error is not None:
+                self.session.writeback.hurry()  # what was in the way of the listing may have been in the way of all
             self.error = None
             self._first = False
         return result
@@ -114,7 +117,12 @@ class Refresh:
 
     async def _list(self, route: Route, persistence: Persistence, result: Refreshed, reread: bool) -> None:
         self._touched.clear()
-        refs = await persistence.list()
+        try:
+            refs = await persistence.list()
+        except Emptied as e:
+            log.error("%s: %s; what is here goes there again", self.session.id, e)
+            self._give_again(route)
+            return
         new: list[FileRef] = []
         for number, ref in enumerate(refs, 1):
             path = os.fsencode(ref.path)
@@ -145,6 +153,23 @@ class Refresh:
                 result.gone += 1
             if number % SLICE == 0:
                 await trio.lowlevel.checkpoint()
+
+    def _give_again(self, route: Route) -> None:
+        """Nothing is there any more. What is here of it is not deleted, it is stored anew."""
+        lost = 0
+        for path in list(self.namespace.remote.under(os.fsencode(route.base))):
+            if not self._mine(path, route) or path in self.session.writeback.transfer.busy:
+                continue
+            entry = self.namespace.remote.get(path)
+            inode = None if entry is None else self.namespace.inodes.get(entry.ino)
+            if inode is not None and inode.remote:
+                lost += 1
+                continue
+            self.session.commit(Removed(path))
+            self.session.writeback.note_path(path)
+        if lost:
+            log.error("%s: %d files had content that was only there", self.session.id, lost)
+        self.session.changed(route)
 
     def _mine(self, path: bytes, route: Route) -> bool:
         place = self.session.place(path)

@@ -53,6 +53,7 @@ async def through(proxy: FaultProxy, moto: Server, open_s3: Open) -> S3Storage:
 async def impatient(proxy: FaultProxy, moto: Server, open_s3: Open) -> S3Storage:
     """The same, which gives up early."""
     s3 = await open_s3(proxy.url, moto.new_bucket(), request_timeout=1.0, read_patience=1.5, write_patience=1.5)
+    await s3.bucket.clients()  # what it takes to make them is no server's slowness
     await s3.check()
     return s3
 
@@ -106,6 +107,17 @@ async def test_a_lost_answer_is_no_conflict_but_another_writer_is(
     with pytest.raises(Conflict):
         await through.on_write(None, "/f", b"us 2", {"if_version": ref.version})
     assert await through.read("f") == b"them"
+
+
+async def test_a_write_over_what_is_gone_is_a_conflict_where_the_server_says_404(
+    proxy: FaultProxy, through: S3Storage
+) -> None:
+    ref = await through.write("f", b"1")
+    gone = Fault("status", "PUT", times=1, status=404, code="NoSuchKey", when=lambda seen: "if-match" in seen.headers)
+    proxy.add(gone)
+    with pytest.raises(Conflict):
+        await through.on_write(None, "/f", b"2", {"if_version": ref.version})
+    assert gone.times == 0
 
 
 @pytest.mark.parametrize("kind", ["slow", "reset", "truncate", "reset body", "status"])

@@ -65,6 +65,60 @@ async def test_a_lapsed_lease_is_taken_and_its_holder_fenced(s3: S3Storage, cloc
         await first.renew()
 
 
+async def test_a_lease_lapses_when_its_holder_said_and_not_when_another_would(s3: S3Storage, clock: Clock) -> None:
+    quick = Lease(s3.bucket, s3.keys.own, "one", "one's host", ttl=5, clock=clock)
+    await quick.acquire()
+    clock.now += 4
+    with pytest.raises(LeaseHeld, match="lapses after 5 s"):
+        await lease_of(s3, "two", clock).acquire()
+    clock.now += 1
+    assert await lease_of(s3, "two", clock).acquire() is True
+    clock.now += 59
+    with pytest.raises(LeaseHeld, match="lapses after 60 s"):
+        await Lease(s3.bucket, s3.keys.own, "three", "three's host", ttl=5, clock=clock).acquire()
+
+
+async def test_a_holder_that_stood_still_asks_before_it_writes(moto: Server, open_s3: Open, clock: Clock) -> None:
+    bucket = moto.new_bucket()
+    old, new = await open_s3(moto, bucket), await open_s3(moto, bucket)
+    old.lease = lease_of(old, "one", clock)
+    await old.lease.acquire()
+    clock.now += 59
+    await old.write("f", b"in time")
+    clock.now += 2
+    await old.write("f", b"late, and nobody minds")
+    clock.now += 61
+    await lease_of(new, "two", clock).acquire()
+    for _ in range(2):
+        with pytest.raises(LeaseLost, match="two's host"):
+            await old.write("g", b"too late")
+    assert [ref.path for ref in await new.on_list(None, {})] == ["f"]
+
+
+async def test_a_lease_whose_object_is_gone_is_made_again_by_its_holder_alone(s3: S3Storage, clock: Clock) -> None:
+    first, second = lease_of(s3, "one", clock), lease_of(s3, "two", clock)
+    await first.acquire()
+    await s3.bucket.delete(first.key)
+    await first.renew()
+    assert first.vanished
+    with pytest.raises(LeaseHeld, match="one's host"):
+        await second.acquire()
+    await s3.bucket.delete(first.key)
+    await second.acquire()
+    with pytest.raises(LeaseLost, match="two's host"):
+        await first.renew()
+
+
+async def test_a_write_of_a_process_that_died_does_not_keep_its_successor_out(s3: S3Storage, clock: Clock) -> None:
+    dead, successor = lease_of(s3, "one", clock), lease_of(s3, "one", clock)
+    await dead.acquire()
+    await successor.acquire()
+    await lease_of(s3, "one", clock).acquire()  # arrives late
+    for step in (dead.renew, successor.renew, successor.release):
+        clock.now += 1
+        await step()
+
+
 async def test_renewing_keeps_it(s3: S3Storage, clock: Clock) -> None:
     first, second = lease_of(s3, "one", clock), lease_of(s3, "two", clock)
     await first.acquire()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,15 @@ import trio
 from tests.storage.conftest import Open
 from tests.storage.faults import FaultProxy
 from tests.storage.servers import Server
-from tests.vfs.shelf import put, routes
+from tests.vfs.shelf import content, put, routes
+from vfs.options import Options
+from vfs.persisted import PersistedSession
 from vfs.session import Session
+from vfs.storage import writer
 from vfs.storage.lease import LeaseHeld
 from vfs.storage.s3 import S3Storage
 from vfs.storage.writer import only_reading, sole_writer
+from vfs.tree import KERNEL
 
 pytestmark = pytest.mark.s3
 
@@ -90,3 +95,72 @@ async def test_a_worker_that_follows_another_does_not_wait_for_an_endpoint_that_
     with pytest.raises(OSError):
         async with sole_writer(s3, tmp_path):
             pass
+
+
+async def test_a_session_that_is_known_here_is_opened_without_its_endpoint_and_stored_when_that_answers(
+    proxy: FaultProxy, moto: Server, open_s3: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "FIRST_TRY", 0.2)
+    monkeypatch.setattr(writer, "PAUSE", 0.1)
+    where = tmp_path / "work"
+    s3 = await open_s3(proxy.url, moto.new_bucket(), read_patience=1.0, write_patience=0.3)
+    async with sole_writer(s3, where) as reached, Session.open("work", tmp_path, routes=routes(s3)) as session:
+        await put(session, "before", b"1")
+        assert reached
+    proxy.down()
+    with trio.fail_after(5):
+        async with AsyncExitStack() as stack:
+            reached = await stack.enter_async_context(sole_writer(s3, where))
+            assert not reached
+            options = Options(behind=True)
+            session = await stack.enter_async_context(
+                Session.open("work", tmp_path, routes=routes(s3), options=options)
+            )
+            assert await content(session, "before") == b"1"
+            await put(session, "meanwhile", b"2")
+            proxy.up()
+            assert (await session.sync()).pending == 0
+            assert s3.lease is not None
+    assert await s3.read("meanwhile") == b"2"
+
+
+async def test_nothing_is_written_before_the_lease_is_taken_up(
+    both: tuple[S3Storage, S3Storage], tmp_path: Path
+) -> None:
+    dead, other = both
+    async with sole_writer(dead, tmp_path / "here"):
+        await dead.write("f", b"here")
+    async with sole_writer(other, tmp_path / "there"), sole_writer(dead, tmp_path / "here", adopted=True):
+        with pytest.raises(LeaseHeld):
+            await dead.write("f", b"from who was away")
+    assert await other.read("f") == b"here"
+
+
+async def test_a_bucket_that_is_deleted_and_made_again_gets_everything_once_more(
+    both: tuple[S3Storage, S3Storage], moto: Server, tmp_path: Path
+) -> None:
+    s3, _ = both
+    client, bucket = moto.client(), s3.bucket.name
+    async with sole_writer(s3, tmp_path / "work"), Session.open("work", tmp_path, routes=routes(s3)) as session:
+        assert isinstance(session, PersistedSession)
+        session.mkdir(1, b"empty", 0o700, KERNEL)
+        for name in ("kept", "edited", "deleted", "renamed"):
+            await put(session, name, b"1")
+        assert (await session.sync()).pending == 0
+        for one in client.list_objects_v2(Bucket=bucket)["Contents"]:
+            client.delete_object(Bucket=bucket, Key=one["Key"])
+        client.delete_bucket(Bucket=bucket)
+        await put(session, "edited", b"2")
+        session.unlink(1, b"deleted", KERNEL)
+        with pytest.raises(OSError, match="bucket does not exist"):
+            await session.refresh()
+        session.rename(1, b"renamed", 1, b"new name", 0, KERNEL)
+        client.create_bucket(Bucket=bucket)
+        assert (await session.refresh()).gone == 0
+        assert (await session.sync()).pending == 0
+        assert (await session.refresh()).gone == 0
+        for name, text in (("kept", b"1"), ("edited", b"2"), ("new name", b"1")):
+            assert await content(session, name) == await s3.read(name) == text
+    keys = {one["Key"].removeprefix("sessions/work/") for one in client.list_objects_v2(Bucket=bucket)["Contents"]}
+    own = {".mount-session/image", ".mount-session/lease"}
+    assert keys == {"kept", "edited", "new name"} | own

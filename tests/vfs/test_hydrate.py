@@ -138,6 +138,10 @@ async def test_a_reader_gets_a_retry_and_then_eio_but_never_hangs(tmp_path: Path
         with pytest.raises(OSError) as caught:
             await session.read(ino, 0, 10)
         assert caught.value.errno in (errno.EIO, errno.ETIMEDOUT)
+        failed = trio.current_time()
+        with pytest.raises(OSError):  # as the kernel asks again for a page of what it did not get
+            await session.read(ino, 0, 10)
+        assert trio.current_time() == failed
         shelf.delay = lambda: 0.0
         await trio.sleep(300)
         assert await session.read(ino, 0, 10) == some(100)[:10]

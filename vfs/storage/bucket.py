@@ -185,7 +185,10 @@ class Bucket:
     ) -> str:
         """Write the object in one request; its version. Conflict where `condition` does not hold."""
         await self.check(key, condition)
-        version = await self.call(key, functools.partial(_put, key, content, dict(attributes), condition))
+        try:
+            version = await self.call(key, functools.partial(_put, key, content, dict(attributes), condition))
+        except FileNotFoundError as e:
+            raise Conflict(key) from e  # AWS, where the object that If-Match names is gone
         self.counts["bytes written"] += len(content)
         if self._md5_etags is None:
             self._md5_etags = await _md5(content) == version

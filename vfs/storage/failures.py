@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import botocore.exceptions as boto
 import obstore.exceptions as obs
@@ -24,6 +25,7 @@ __all__ = [
     "Unavailable",
     "explain",
     "explain_answer",
+    "for_readers",
     "is_out_of_range",
 ]
 
@@ -45,10 +47,10 @@ class AccessDenied(PermissionError):
 
 
 class BucketMissing(OSError):
-    """There is no such bucket (errno ENXIO), which says nothing about the files."""
+    """There is no such bucket (errno EIO), which says nothing about the files."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(errno.ENXIO, "the bucket does not exist", what)
+        super().__init__(errno.EIO, "the bucket does not exist", what)
 
 
 class Refused(OSError):
@@ -72,6 +74,15 @@ class CleanupIncomplete(OSError):
         shown = "; ".join(remaining[:5]) + ("; ..." if len(remaining) > 5 else "")
         super().__init__(errno.EIO, f"{len(remaining)} objects could not be removed: {shown}", what)
         self.remaining = tuple(remaining)
+
+
+@contextmanager
+def for_readers(what: str) -> Iterator[None]:
+    """EACCES would tell a program that the file's mode or owner forbids it to read."""
+    try:
+        yield
+    except AccessDenied as e:
+        raise Unavailable(what, str(e.strerror)) from e
 
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")

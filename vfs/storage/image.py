@@ -47,11 +47,21 @@ class Image:
     async def fence(self, epoch: int) -> None:
         """Take over: whoever loaded or saved the image before can save no more."""
         self.epoch = epoch
+        if await self._is_ours():
+            return
         blob = await self._read()
         if blob is None:
             await self._write(b"", None)
         else:
             await self._write(blob.content[_FRAME.size :], blob.version)
+
+    async def _is_ours(self) -> bool:
+        """Whether what is there was written under this very epoch: by an earlier process of the same holder."""
+        try:
+            frame = await self._bucket.get(self.key, span=(0, _FRAME.size))
+        except FileNotFoundError:
+            return False
+        return frame.content == _FRAME.pack(MAGIC, self.epoch)
 
     async def _resolve(self, condition: Condition) -> Condition:
         """A first save expects nothing; what `fence` left of our own epoch counts as nothing."""

@@ -2,9 +2,10 @@
 
 `.mount-session/lease` names the holder, since when, and an epoch that grows with every new holder. It is taken,
 renewed and given up by conditional writes only, so two can never both believe that they took it. A holder that has
-not renewed for `ttl` seconds may be replaced by anyone, and at any time by who says `steal`; either way `Image.fence`
-stops the old one's next commit, whatever it believes. Ages are told by the server's clock (its Date header against
-Last-Modified), so hosts' clocks need not agree; a test gives a `clock` of its own instead.
+not renewed for the `ttl` seconds it promised may be replaced by anyone, and at any time by who says `steal`; either way
+`Image.fence` stops the old one's next commit, whatever it believes. Ages are told by the server's clock (its Date
+header against Last-Modified), so hosts' clocks need not agree; a test gives a `clock` of its own instead. A holder
+whose object is gone (someone emptied the prefix, or made the bucket anew) makes it again, and has `vanished` set.
 
 Where the endpoint ignores conditions (`vfs.storage.probe` warns) the lease still tells who is there, but stops no race.
 """
@@ -33,24 +34,26 @@ ATTRIBUTES = {"Content-Type": "application/json"}
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
-    """The lease object's content. `holder` is "" after it was given up; times are seconds since the epoch."""
+    """The lease object's content. `holder` is "" after it was given up; times are seconds since the epoch. Who has not
+    renewed for `ttl` seconds has lost it."""
 
     holder: str
     who: str
     epoch: int
     since: float
     renewed: float
+    ttl: float = 60.0
 
 
 class LeaseHeld(OSError):
     """Another holds the lease (errno EBUSY); the message says who, since when, and what to do."""
 
-    def __init__(self, key: str, held: Held, age: float, ttl: float) -> None:
+    def __init__(self, key: str, held: Held, age: float) -> None:
         since = datetime.fromtimestamp(held.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         super().__init__(
             errno.EBUSY,
             f"the session is mounted by {held.who} since {since} (last renewed {max(0, age):.0f} s ago, lapses after "
-            f"{ttl:.0f} s); stop that one, mount with --read-only, or take it over with --steal",
+            f"{held.ttl:g} s); stop that one, mount with --read-only, or take it over with --steal",
             key,
         )
         self.held = held
@@ -88,9 +91,12 @@ class Lease:
         self.who = who
         self.ttl = ttl
         self.held: Held | None = None
+        self.vanished = False
         self._bucket = bucket
         self._clock = clock
         self._version: str | None = None
+        self._renewed = 0.0
+        self._renewing = trio.Lock()
 
     async def acquire(self, *, steal: bool = False) -> bool:
         """Take the lease; whether a former holder must be fenced. LeaseHeld where it is another's."""
@@ -101,9 +107,9 @@ class Lease:
         if found.held.holder == self.holder:
             await self._take(found.held.epoch, found.version, since=found.held.since)
             return True
-        lapsed = found.held.holder == "" or found.age >= self.ttl
+        lapsed = found.held.holder == "" or found.age >= found.held.ttl
         if not (lapsed or steal):
-            raise LeaseHeld(self.key, found.held, found.age, self.ttl)
+            raise LeaseHeld(self.key, found.held, found.age)
         await self._take(found.held.epoch + 1, found.version)
         return found.held.holder != ""
 
@@ -115,11 +121,30 @@ class Lease:
         renewed = msgspec.structs.replace(self.held, renewed=self._now())
         try:
             await self._write(renewed, self._version)
-        except (Conflict, FileNotFoundError) as e:
-            self.held = None
-            found = await self._read()
-            raise LeaseLost(self.key, found.held if found else None) from e
+        except Conflict as e:
+            await self._make_again(renewed, e)
         reach("s3.lease.renewed")
+
+    async def confirm(self) -> None:
+        """Before a write: a lease that may have lapsed (this process stood still, the host slept) is renewed first."""
+        if self._elapsed() - self._renewed >= self.ttl:
+            async with self._renewing:
+                if self._elapsed() - self._renewed >= self.ttl:
+                    await self.renew()
+
+    async def _make_again(self, held: Held, refused: Conflict) -> None:
+        """The object is not what we wrote: where there is none it is made again, else the lease is another's."""
+        found = await self._read()
+        if found is None:
+            self.vanished = True
+            try:
+                await self._write(held, None)
+            except Conflict:
+                found = await self._read()
+            else:
+                return
+        self.held = None
+        raise LeaseLost(self.key, found.held if found else None) from refused
 
     async def release(self) -> None:
         """Give the lease up; nothing happens if it is another's by now. Epochs go on, so the object stays."""
@@ -145,26 +170,30 @@ class Lease:
 
     async def _take(self, epoch: int, condition: Condition, since: float | None = None) -> None:
         now = self._now()
-        held = Held(holder=self.holder, who=self.who, epoch=epoch, since=now if since is None else since, renewed=now)
+        since = now if since is None else since
+        held = Held(holder=self.holder, who=self.who, epoch=epoch, since=since, renewed=now, ttl=self.ttl)
         try:
             await self._write(held, condition)
         except Conflict as e:
             found = await self._read()
             if found is None:
                 raise
-            raise LeaseHeld(self.key, found.held, found.age, self.ttl) from e
+            raise LeaseHeld(self.key, found.held, found.age) from e
 
     async def _write(self, held: Held, condition: Condition) -> None:
-        content = msgspec.json.encode(held)
-        try:
-            self._version = await self._bucket.put(self.key, content, ATTRIBUTES, condition)
-        except Conflict:
-            # An earlier try may have arrived and its answer been lost.
-            found = await self._read()
-            if found is None or found.held != held:
-                raise
-            self._version = found.version
-        self.held = held
+        while True:
+            try:
+                self._version = await self._bucket.put(self.key, msgspec.json.encode(held), ATTRIBUTES, condition)
+            except Conflict:
+                found = await self._read()
+                if found is None or (found.held.holder, found.held.epoch) != (self.holder, held.epoch):
+                    raise
+                # Ours: an earlier try whose answer was lost, or the last write of a process of this holder that died.
+                condition = self._version = found.version
+                if found.held != held:
+                    continue
+            self.held, self._renewed = held, self._elapsed()
+            return
 
     async def _read(self) -> _Read | None:
         try:
@@ -185,3 +214,7 @@ class Lease:
 
     def _now(self) -> float:
         return time.time() if self._clock is None else self._clock()
+
+    def _elapsed(self) -> float:
+        """A clock that nobody sets and that goes on while the host sleeps."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) if self._clock is None else self._clock()

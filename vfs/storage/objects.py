@@ -43,6 +43,7 @@ class Listing:
     files: list[FileRef] = field(default_factory=list)
     directories: list[str] = field(default_factory=list)  # of which an empty object `dir/` says that they are there
     misfits: list[Misfit] = field(default_factory=list)
+    has_own: bool = False  # whether something of the session's own is there: the image, the lease
 
 
 class Objects:
@@ -73,6 +74,7 @@ class Objects:
         for entry in page:
             path = self.keys.path_of(entry.key)
             if path is None:
+                found.has_own = found.has_own or entry.key.startswith(self.keys.own)
                 continue
             if isinstance(path, Misfit):
                 found.misfits.append(path)

@@ -41,8 +41,8 @@ async def probe(bucket: Bucket, own: str) -> bool:
 async def _ask(bucket: Bucket, own: str) -> bool:
     key = f"{own}probe-{secrets.token_hex(8)}"
     attributes = {"Content-Type": "text/plain"}
+    version = await bucket.put(key, b"1", attributes)
     try:
-        version = await bucket.put(key, b"1", attributes)
         return await _refused(bucket, key, None) and await _refused(bucket, key, f"{version[:-1]}x")
     finally:
         with trio.CancelScope(shield=True):

@@ -9,9 +9,10 @@ state directory."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -19,16 +20,17 @@ import msgspec
 import trio
 
 from vfs.callbacks import Context
-from vfs.errors import Conflict, error
+from vfs.errors import Conflict, Emptied, error
 from vfs.fileref import FileRef, validate_session_id
 from vfs.storage.base import Backend, FileRefs, relative
 from vfs.storage.bucket import ANY, Bucket
 from vfs.storage.cache import Cache
 from vfs.storage.endpoint import Endpoint
+from vfs.storage.failures import Unavailable, for_readers
 from vfs.storage.image import Image
 from vfs.storage.keys import Keys, Misfit
 from vfs.storage.lease import Lease, LeaseLost
-from vfs.storage.objects import Objects
+from vfs.storage.objects import Listing, Objects
 from vfs.storage.probe import probe
 from vfs.storage.sweep import sweep
 
@@ -44,7 +46,8 @@ class S3Storage(Backend):
 
     `cache_path`: keep copies in `<cache_path>/mount-session_s3_<session id>`, at most `cache_bytes` of them, which
     gives a session that is not mounted a `local_path`. `async_upload`: with a cache, `write` returns before the
-    upload; `sync_to_remote` finishes and raises what failed."""
+    upload; `sync_to_remote` finishes and raises what failed. `lease_seconds`: how long a writer that is not
+    heard of any more keeps others out."""
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class S3Storage(Backend):
         cache_bytes: int = 1 << 30,
         async_upload: bool = False,
         concurrency: int = 64,
+        lease_seconds: float = 60.0,
         **options: Any,
     ) -> None:
         self.prefix = prefix
@@ -65,18 +69,24 @@ class S3Storage(Backend):
         self._cache_bytes = cache_bytes
         self._async_upload = async_upload
         self._concurrency = concurrency
+        if lease_seconds < 3:
+            raise ValueError(f"lease_seconds is at least 3 (servers tell whole seconds), not {lease_seconds:g}")
+        self.lease_seconds = lease_seconds
         self.mountpoint: Path | None = None
         self.misfits: tuple[Misfit, ...] = ()
         self.lease: Lease | None = None
         self.refusal: OSError | None = None
         """Why nothing may be written any more."""
+        self.taking_up: trio.Event | None = None
+        """Set when the lease has been taken, or cannot be: until then writes wait."""
         self._probing = trio.Lock()
         self._probed = False
 
     @staticmethod
     def _refuse_unknown(options: dict[str, Any]) -> None:
         if unknown := options.keys() - set(Endpoint.__struct_fields__):
-            known = sorted({*Endpoint.__struct_fields__, "endpoint", "prefix", "cache_path", "async_upload"} - {"url"})
+            ours = {"endpoint", "prefix", "cache_path", "cache_bytes", "async_upload", "concurrency", "lease_seconds"}
+            known = sorted(ours.union(Endpoint.__struct_fields__) - {"url"})
             raise ValueError(f"unknown option {', '.join(sorted(unknown))}; the options are {', '.join(known)}")
 
     @property
@@ -179,10 +189,12 @@ class S3Storage(Backend):
         return await self.objects.stat(relative(path))
 
     async def on_read(self, scope: object, path: str, context: Context) -> bytes:
-        return (await self.objects.read(relative(path), context.get("if_version"))).content
+        with for_readers(path):
+            return (await self.objects.read(relative(path), context.get("if_version"))).content
 
     async def on_read_range(self, scope: object, path: str, offset: int, size: int, context: Context) -> bytes:
-        return (await self.objects.read_range(relative(path), offset, size, context.get("if_version"))).content
+        with for_readers(path):
+            return (await self.objects.read_range(relative(path), offset, size, context.get("if_version"))).content
 
     async def on_write(self, scope: object, path: str, content: bytes, context: Context) -> FileRef:
         await self._ready()
@@ -214,19 +226,24 @@ class S3Storage(Backend):
     async def _still_ours(self) -> None:
         """Someone else has written: LeaseLost, now and at every write to come, if it is the session's new holder."""
         if self.lease is not None:
-            try:
+            with self._refused_when_lost():
                 await self.lease.renew()
-            except LeaseLost as e:
-                self.refusal = e
-                raise
+
+    @contextlib.contextmanager
+    def _refused_when_lost(self) -> Iterator[None]:
+        try:
+            yield
+        except LeaseLost as e:
+            self.refusal = e
+            raise
 
     # The one writer
 
-    async def acquire(self, holder: str, who: str, *, steal: bool = False, ttl: float = 60.0) -> Lease:
+    async def acquire(self, holder: str, who: str, *, steal: bool = False) -> Lease:
         """Become the session's writer; LeaseHeld where another is. The caller runs `Lease.keep` and `Lease.release`."""
         self.refusal = None
-        await self._ready()
-        lease = Lease(self.bucket, self.keys.own, holder, who, ttl)
+        await self._probe()
+        lease = Lease(self.bucket, self.keys.own, holder, who, self.lease_seconds)
         fence = await lease.acquire(steal=steal)
         if lease.held is None:
             raise AssertionError("an acquired lease is held")
@@ -239,16 +256,38 @@ class S3Storage(Backend):
 
     async def _listed(self) -> FileRefs:
         listing = await self.objects.list()
+        await self._expect_own(listing)
         known = set(self.misfits)
         self.misfits = tuple(listing.misfits)
         for misfit in [one for one in self.misfits if one not in known][:COMPLAINTS]:
             log.warning("%s: key %r is left out: it %s", self.bucket.name, misfit.key, misfit.why)
         return listing.files
 
+    async def _expect_own(self, listing: Listing) -> None:
+        """While we hold the lease its object is there, unless someone emptied the prefix or made the bucket anew."""
+        if self.lease is None or self.lease.held is None:
+            return
+        if not listing.has_own:
+            await self._still_ours()
+        if self.lease.vanished:
+            self.lease.vanished = False
+            raise Emptied(f"{self.bucket.name}/{self.keys.prefix}")
+
     async def _ready(self) -> None:
         """Before a write: whether one may be made, and before the first whether writes can be conditional here."""
+        if self.taking_up is not None:
+            with trio.move_on_after(self.endpoint.write_patience):
+                await self.taking_up.wait()
+            if not self.taking_up.is_set():
+                raise Unavailable(self.bucket.name, "the session's lease is not taken up yet")
         if self.refusal is not None:
             raise self.refusal.with_traceback(None)
+        await self._probe()
+        if self.lease is not None:
+            with self._refused_when_lost():
+                await self.lease.confirm()
+
+    async def _probe(self) -> None:
         if not self._probed:
             async with self._probing:
                 if not self._probed:

@@ -87,7 +87,7 @@ def _typed(options: dict[str, str]) -> dict[str, Any]:
             if typed[name] not in ("true", "false"):
                 raise ValueError(f"{name} is true or false")
             typed[name] = typed[name] == "true"
-    for name in ("connect_timeout", "request_timeout", "read_patience", "write_patience"):
+    for name in ("connect_timeout", "request_timeout", "read_patience", "write_patience", "lease_seconds"):
         if name in typed:
             typed[name] = float(typed[name])
     for name in ("concurrency", "cache_bytes"):

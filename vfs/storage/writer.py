@@ -2,7 +2,11 @@
 
 Who is refused the lease does not get to open the session (`LeaseHeld` says who has it). Who loses it, to one that stole
 it or after being out of reach for longer than its time, may write nothing more: each attempt fails with `LeaseLost`, so
-what was not stored stays pending in the state directory, and is there when the session is opened from it again.
+what was not stored stays pending in the state directory, and goes there when the session is opened from it again; what
+the new holder changed meanwhile is then a conflict, and both versions are kept.
+
+A state directory that knows the session needs no endpoint to be opened: programs work in it, and the lease is taken up
+as soon as the endpoint answers. Nothing is written there before.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import contextlib
 import errno
 import functools
 import logging
+import math
 import os
 import secrets
 import socket
@@ -19,6 +24,7 @@ from pathlib import Path
 
 import trio
 
+from vfs.describe import REMEMBERED
 from vfs.durable import write_durably
 from vfs.errors import error
 from vfs.storage.lease import Lease, LeaseHeld, LeaseLost
@@ -29,6 +35,7 @@ __all__ = ["only_reading", "sole_writer"]
 log = logging.getLogger(__name__)
 
 PAUSE = 5.0  # seconds between tries to take the lease up
+FIRST_TRY = 5.0  # seconds that opening a session waits for an endpoint it can do without
 
 
 def only_reading(storage: S3Storage) -> None:
@@ -39,8 +46,8 @@ def only_reading(storage: S3Storage) -> None:
 @contextlib.asynccontextmanager
 async def sole_writer(
     storage: S3Storage, directory: Path, *, steal: bool = False, adopted: bool = False
-) -> AsyncIterator[None]:
-    """The storage may be written as long as the block lasts, by this holder only.
+) -> AsyncIterator[bool]:
+    """The storage may be written as long as the block lasts, by this holder only. Yields whether it has the lease now.
 
     `directory`: the session's state directory, which is the holder: a worker that follows another one on the same state
     has the same lease. `adopted`: programs wait for that worker, so the lease is taken up behind them. `steal`: take it
@@ -48,14 +55,16 @@ async def sole_writer(
     """
     who = f"{socket.gethostname()}, process {os.getpid()}, state {directory}"
     acquire = functools.partial(storage.acquire, _holder(directory), who, steal=steal)
-    lease = None if adopted else await acquire()
+    lease = None if adopted else await _first(storage, acquire, known=(directory / REMEMBERED).exists())
+    if lease is None:
+        storage.taking_up = trio.Event()
     async with trio.open_nursery() as nursery:
         if lease is None:
             nursery.start_soon(_take_up, storage, acquire)
         else:
             nursery.start_soon(_keep, storage, lease)
         try:
-            yield
+            yield lease is not None
         finally:
             nursery.cancel_scope.cancel()
             if storage.lease is not None:
@@ -63,19 +72,38 @@ async def sole_writer(
                     await _release(storage.lease)
 
 
+async def _first(storage: S3Storage, acquire: Callable[[], Awaitable[Lease]], *, known: bool) -> Lease | None:
+    """The lease; None where the endpoint cannot be asked for it and the session is `known` here."""
+    try:
+        with trio.move_on_after(FIRST_TRY if known else math.inf):
+            return await acquire()
+        why: object = f"no answer within {FIRST_TRY:g} s"
+    except LeaseHeld:
+        raise
+    except OSError as e:
+        if not known:
+            raise
+        why = e
+    log.warning("%s: %s; the session begins with what is here", storage.bucket.name, why)
+    return None
+
+
 async def _take_up(storage: S3Storage, acquire: Callable[[], Awaitable[Lease]]) -> None:
-    """Have the lease of the worker before, as soon as the endpoint answers."""
+    """Have the lease as soon as the endpoint answers, and let writes go on."""
+    assert storage.taking_up is not None
     while True:
         try:
             lease = await acquire()
         except LeaseHeld as e:
             log.error("%s; nothing more is written there, and what was not stays in the state directory", e)
             storage.refusal = e
+            storage.taking_up.set()
             return
         except OSError as e:
             log.warning("%s: the lease cannot be taken up: %s; it is tried again", storage.bucket.name, e)
             await trio.sleep(PAUSE)
         else:
+            storage.taking_up.set()
             await _keep(storage, lease)
             return
 
