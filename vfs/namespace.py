@@ -181,9 +181,9 @@ class Namespace:
         assert parent.entries is not None
         dentry = Dentry(parent, name, inode, self.next_cookie)
         self.next_cookie += 1
-        parent.entries[name] = dentry
         if parent.listing is not None:
-            parent.listing.append(dentry)
+            self._listing(parent).append(dentry)  # without much that is gone, though nobody lists it again
+        parent.entries[name] = dentry
         inode.dentries.append(dentry)
         if inode.entries is not None:
             parent.nlink += 1
@@ -201,6 +201,7 @@ class Namespace:
         """One name fewer; without any it is an orphan."""
         inode.ctime_ns = time_ns
         inode.nlink = 0 if inode.entries is not None else inode.nlink - 1
+        inode.listing = None  # of a directory: what is gone of it refers to it, and would be garbage for the collector
         if inode.nlink == 0:
             self.orphans[inode.ino] = inode
 

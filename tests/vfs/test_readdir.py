@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.vfs.snapshot import abandoned
+from vfs.inode import Dentry, Inode
 from vfs.namespace import Namespace
 from vfs.records import Make, Rename, Unlink
 from vfs.rules import RENAME_EXCHANGE
@@ -185,3 +187,31 @@ async def test_what_is_not_a_directory_cannot_be_listed(tmp_path: Path) -> None:
             with pytest.raises(OSError) as caught:
                 session.readdir(number, 0)
             assert caught.value.errno == expected
+
+
+def living() -> int:
+    return sum(isinstance(found, Inode | Dentry) for found in gc.get_objects())
+
+
+async def test_what_is_removed_from_listed_directories_goes_without_the_collector(tmp_path: Path) -> None:
+    """A worker's collector does not look at what it has seen once."""
+    async with Session.open("work", tmp_path) as session:
+        make(session, b"first")
+        some(session, 0, 10)
+        gc.collect()
+        gc.disable()
+        try:
+            before = living()
+            for _ in range(1000):
+                make(session, b"lock")
+                session.unlink(1, b"lock", KERNEL)
+                directory = session.mkdir(1, b"dir", 0o755, KERNEL).ino
+                session.create(directory, b"file", 0o644, KERNEL)
+                some(session, 0, 10, directory)
+                session.release(session.lookup(directory, b"file").ino)
+                session.unlink(directory, b"file", KERNEL)
+                session.rmdir(1, b"dir", KERNEL)
+            assert living() - before < 400
+            assert [name for name, _ in some(session, 0, 10)] == [b"first"]
+        finally:
+            gc.enable()
