@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -223,29 +222,6 @@ def test_the_compose_example_does_what_it_says(volumes: Volumes, tmp_path: Path)
     finally:
         compose("down", "--volumes")
     assert volumes.listed() == []
-
-
-def test_a_container_of_all_sessions_sees_those_that_come_later(
-    volumes: Volumes,
-) -> None:
-    """`-v ROOT:/sessions:rslave`. Under systemd / is shared; here that is done for ROOT."""
-    root = volumes.daemon.root
-    subprocess.run(["mount", "--bind", root, root], check=True)
-    try:
-        subprocess.run(["mount", "--make-rshared", root], check=True)
-        script = "until [ -s /sessions/late/file ]; do sleep 0.1; done; cat /sessions/late/file"
-        started = volumes.engine.docker(
-            *("run", "-d", "--user", "1001", "--read-only", "--network", "none", "-v", f"{root}:/sessions:rslave"),
-            *(volumes.image, "/bin/sh", "-euc", script),
-        )
-        volumes.containers.append(started.stdout.strip())
-        volumes.daemon.run("new", "late")
-        (root / "late/file").write_text("seen")
-        assert volumes.engine.docker("wait", volumes.containers[-1]).stdout.strip() == "0"
-        assert volumes.engine.docker("logs", volumes.containers[-1]).stdout == "seen"
-        volumes.daemon.run("rm", "late", "--purge")
-    finally:
-        subprocess.run(["umount", "--lazy", root], check=True)
 
 
 @pytest.mark.parametrize("options", [["storage=nonsense://x"], ["qouta_bytes=1"], ["quota_bytes=lots"], ["uid=root"]])

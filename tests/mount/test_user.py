@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pwd
@@ -14,36 +13,26 @@ from pathlib import Path
 
 import pytest
 
+from mount.mountpoint import FUSE_CONF
 from tests.mounted import COMMAND, detach
+from tests.ordinary import READER, become, fuse_for_all
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
-CONF = Path("/etc/fuse.conf")
 
 
 @pytest.fixture
-def ordinary(tmp_path: Path) -> Iterator[tuple[Path, Callable[..., subprocess.Popen[str]]]]:
+def ordinary() -> Iterator[tuple[Path, Callable[..., subprocess.Popen[str]]]]:
     """A directory of the user nobody, and `up` run as that user; /dev/fuse is open to all meanwhile."""
     nobody = pwd.getpwnam("nobody")
     home = Path(tempfile.mkdtemp(prefix="mount-session-nobody-"))
     (home / "mnt").mkdir()
     for path in (home, home / "mnt"):
         os.chown(path, nobody.pw_uid, nobody.pw_gid)
-    mode = os.stat("/dev/fuse").st_mode
-    conf = CONF.read_bytes() if CONF.exists() else None
-    os.chmod("/dev/fuse", 0o666)
 
     def run(*arguments: str, allow_other: bool = True, **environment: str) -> subprocess.Popen[str]:
-        CONF.write_text("user_allow_other\n" if allow_other else "# user_allow_other\n")
-        # The interpreter may be in root's home, so this user may search and read what root can; nothing else of root's.
-        become = [
-            shutil.which("setpriv") or "setpriv",
-            f"--reuid={nobody.pw_uid}",
-            f"--regid={nobody.pw_gid}",
-            "--clear-groups",
-        ]
-        become += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search", "--"]
+        FUSE_CONF.write_text("user_allow_other\n" if allow_other else "# user_allow_other\n")
         return subprocess.Popen(
-            [*become, str(COMMAND), "up", *arguments],
+            [*become(nobody), *READER, "--", str(COMMAND), "up", *arguments],
             cwd="/",
             env={"PATH": os.environ["PATH"], "HOME": str(home), **environment},
             stdout=subprocess.PIPE,
@@ -52,14 +41,10 @@ def ordinary(tmp_path: Path) -> Iterator[tuple[Path, Callable[..., subprocess.Po
         )
 
     try:
-        yield home, run
+        with fuse_for_all():
+            yield home, run
     finally:
         detach(home / "mnt")
-        os.chmod("/dev/fuse", mode)
-        with contextlib.suppress(FileNotFoundError):
-            CONF.unlink()
-        if conf is not None:
-            CONF.write_bytes(conf)
         shutil.rmtree(home)
 
 
