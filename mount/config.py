@@ -40,8 +40,8 @@ class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
     hang_limit: float = 30.0
     """Seconds in which a worker must give a sign of life, else it is dumped and replaced."""
     idle_after: float = 300.0
-    """Seconds without a request after which the worker ends until the next request; 0: never. A session with a storage
-    of its own keeps its worker, which sees what others change there."""
+    """Seconds without a request after which the worker ends until the next request, if nothing is pending; 0: never.
+    What others change in its storage is then seen at the next request."""
     can_resend: bool = True
     """False: do as on kernels before 6.9, where a worker's death takes the mount with it."""
 

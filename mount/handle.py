@@ -94,13 +94,18 @@ class WorkerHandle:
         self.child.kill(signal.SIGKILL)
         await self.gone.wait()
 
-    async def retire(self) -> None:
-        """It answers what it has in hand, closes the session and ends; what comes meanwhile waits in the kernel."""
+    async def retire(self) -> bool:
+        """It answers what it has in hand, closes the session and ends; what comes meanwhile waits in the kernel.
+
+        Whether the next worker has something to do at once: what is not persisted, or requests that were not answered.
+        """
+        left = True
         try:
-            await self.channel.call("retire")
+            left, _ = await self.channel.call("retire")
         except BrokenChannel:
             log.warning("worker %d died as it was to retire", self.child.pid)
         await self.gone.wait()
+        return bool(left)
 
 
 async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from mount import bdi, fdstore, handshake, holders, mountpoint, readiness
+from mount import bdi, fdstore, handshake, holders, liveness, mountpoint, readiness
 from mount.channel import BrokenChannel, Channel, pair
 from mount.config import Connection, MountConfig, Receipt, Start
 from mount.handle import WorkerHandle
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 30.0
-PING_EVERY: Final = 5.0
 FLUSH_LIMIT: Final = 30.0
 START_LIMIT: Final = 120.0  # seconds for a worker to open its session; recovery of 100,000 files takes a few
 
@@ -133,7 +132,8 @@ class Mounted:
                 if self.phase == "idle":
                     await self._wake()
                 elif not self.worker.gone.is_set():
-                    await self._watch(self.worker)
+                    if await liveness.idle(self, self.worker):
+                        await self._hibernate(self.worker)
                 elif self.worker.receipt is None:
                     await self._replace(self.worker)
                 else:
@@ -142,48 +142,18 @@ class Mounted:
                     self._close()
         self._ran.set()
 
-    async def _watch(self, worker: WorkerHandle) -> None:
-        """Until it is gone: by itself, because it hung, or because nothing is asked of it."""
-        requests, since = -1, trio.current_time()
-        while not worker.gone.is_set():
-            limit, idle_after = self.config.hang_limit, self.config.idle_after  # the policy may change meanwhile
-            if self.config.storage != "local" or self.config.callbacks is not None:
-                idle_after = 0.0  # it must see what others change in the storage, and keep its lease there
-            every = min(limit, idle_after or limit, PING_EVERY)
-            with trio.move_on_after(every):
-                await worker.gone.wait()
-                return
-            try:
-                taken = await worker.ping(limit)
-            except BrokenChannel:
-                await worker.gone.wait()
-                return
-            if taken is None:
-                log.error("%s: no sign of life for %g s; where it hangs follows", self.config.session, limit)
-                await worker.put_down()
-                return
-            if taken != requests:
-                requests, since = taken, trio.current_time()
-            elif idle_after and trio.current_time() - since >= idle_after and await self._has_nothing_to_do(worker):
-                await self._hibernate(worker)
-                return
-
-    async def _has_nothing_to_do(self, worker: WorkerHandle) -> bool:
-        try:
-            status, _ = await worker.channel.call("status")
-        except BrokenChannel:
-            return False
-        return not status["pending"]
-
     async def _hibernate(self, worker: WorkerHandle) -> None:
         """The mount stays, the worker goes. Should we die meanwhile, the zygote has one started."""
         assert self.connection is not None
         start = Start(config=self.config, connection=self.connection, adopted=True)
-        await self._spawner.keep(start, self.fd)
-        await worker.retire()
+        with trio.CancelScope(shield=True):  # a stop must not meet a worker that takes nothing any more
+            await self._spawner.keep(start, self.fd)
+            has_work_left = await worker.retire()
         if worker.receipt is None:
             log.info("%s: idle; a worker is started at the next request", self.config.session)
             self._woken = trio.Event()
+            if has_work_left:  # a request came in that very moment
+                self._woken.set()
             self.phase = "idle"
 
     def wake(self) -> None:

@@ -2,7 +2,8 @@
 
 Every number that the kernel is given is an inode number: node ids, file handles and directory handles alike, so that
 the next worker of this mount understands what this one answered. Time-outs are a year: the session is changed through
-this mount only, and whatever changes it otherwise invalidates by name (see `invalidate`).
+this mount only, and whatever changes it otherwise invalidates by name (see `invalidate`). Where others may change it
+while it sleeps they are shorter (`lasting`).
 """
 
 from __future__ import annotations
@@ -76,12 +77,13 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, lasting: float = YEAR) -> None:
+        """`lasting`: the seconds for which the kernel may answer by itself what it was told."""
         super().__init__()
         self.session = session
+        self.lasting = lasting
         self._absent = EntryAttributes()
         self._absent.st_ino = 0
-        self._absent.entry_timeout = YEAR
         self._absent_now = EntryAttributes()
         self._absent_now.st_ino = 0
         self._absent_now.entry_timeout = 1  # someone else may make it, and no listing would tell
@@ -112,8 +114,8 @@ class Operations(pyfuse3.Operations):
         entry.st_atime_ns = inode.atime_ns
         entry.st_mtime_ns = inode.mtime_ns
         entry.st_ctime_ns = inode.ctime_ns
-        entry.entry_timeout = YEAR
-        entry.attr_timeout = YEAR if not inode.remote or session.is_settled(inode) else 0
+        entry.entry_timeout = self.lasting
+        entry.attr_timeout = self.lasting if not inode.remote or session.is_settled(inode) else 0
         return entry
 
     def _entry(self, inode: Inode) -> EntryAttributes:
@@ -148,6 +150,7 @@ class Operations(pyfuse3.Operations):
             inode = self.session.lookup(parent_inode, name)
         except FileNotFoundError:
             if not self.session.unlisted:
+                self._absent.entry_timeout = self.lasting
                 return self._absent
             found = await self.session.find(parent_inode, name)
             if found is None:

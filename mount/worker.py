@@ -33,7 +33,7 @@ from mount.device import Device
 from mount.handle import DUMP_SIGNAL, NUDGE_SIGNAL
 from mount.inflight import InFlight
 from mount.opening import opened
-from mount.operations import TALLIES, Operations
+from mount.operations import TALLIES, YEAR, Operations
 from mount.probe import Probe
 from mount.rendezvous import Rendezvous
 from mount.repeated import Repeated
@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 DRAIN_LIMIT: Final = 20.0  # seconds for requests in hand when the gate closes; those left are sent again or aborted
 MAX_TASKS: Final = 99
+LONGEST_SHARED: Final = 300.0  # seconds; asking the kernel's questions once more in that time costs next to nothing
 TELL_AFTER: Final = 10.0  # seconds that a stop waits for the storage, each time before it is said what for
 
 
@@ -77,7 +78,7 @@ class Worker:
     async def run(self, supervisor: Channel) -> None:
         """Serve until stopped, retired, or unmounted from outside."""
         self.supervisor = supervisor
-        self.operations = operations = Operations(self.session)
+        self.operations = operations = Operations(self.session, self._lasting(self.config.idle_after))
         with Rendezvous(self.config.directory) as rendezvous:
             async with trio.open_nursery() as nursery:
                 if self.start.adopted:
@@ -96,6 +97,13 @@ class Worker:
                 if self._syncing.cancelled_caught:
                     os._exit(0)  # closing the session would wait as well; all is with the kernel, as after a death
                 nursery.cancel_scope.cancel()
+
+    def _lasting(self, idle_after: float | None) -> float:
+        """For how long the kernel may answer by itself. What others change is told it by name, but not while the
+        session sleeps: by then what it has cached has lapsed, so whoever looks again wakes the session."""
+        if not isinstance(self.session, PersistedSession):
+            return YEAR
+        return min(idle_after or LONGEST_SHARED, LONGEST_SHARED)
 
     def _take_over(self, operations: Operations, nursery: trio.Nursery) -> None:
         """Have what the worker before left unanswered sent again; what it had carried out is not done twice."""
@@ -139,13 +147,15 @@ class Worker:
             log.warning("%s: requests were still in hand after %g s", self.config.session, DRAIN_LIMIT)
         self._drained.set()
 
-    async def _drain(self) -> None:
+    async def _drain(self) -> bool:
+        """Answer what is in hand, and take no more; False if some of it was given up."""
         self.device.close_gate()
         with trio.move_on_after(DRAIN_LIMIT):
             await self._drained.wait()
-            return
+            return True
         self._serving.cancel()
         await self._drained.wait()
+        return False
 
     async def _unmounted(self) -> None:
         """Someone took the mount away: nothing can come any more, so write everything back and end."""
@@ -223,10 +233,10 @@ class Worker:
             self._syncing.cancel()
             return Answer()
         if name == "retire":
-            await self._drain()
+            drained = await self._drain()
             if isinstance(self.session, PersistedSession):
-                self.session.leaving = True
-            return Answer(then=self._done.set)
+                await self.session.leave()
+            return Answer(not drained or self.session.receipt().pending > 0, then=self._done.set)
         raise ValueError(f"a worker is asked to {name!r}, which it does not know")
 
     async def _events(self, since: int | None, wait: float) -> dict[str, Any]:
@@ -262,6 +272,7 @@ class Worker:
         elif policy.hidden:
             return False
         session.apply(policy)
+        self.operations.lasting = self._lasting(policy.idle_seconds)
         if isinstance(session, PersistedSession):
             await session.cache.shrink()
         if (policy.uid, policy.gid) != (before.uid, before.gid):

@@ -121,6 +121,9 @@ def _obey(supervisor: socket.socket, private: tuple[int, ...], kept: dict[str, t
 
 
 def _fork(start: Start, fuse_fd: int, control_fd: int, private: tuple[int, ...]) -> int:
+    from vfs.storage.url import preload  # here, for the supervisor imports this module
+
+    preload(start.config.storage)  # 0.2 s, which the next worker of the kind does not wait for
     pid = os.fork()
     if pid == 0:
         signal.set_wakeup_fd(-1)

@@ -154,11 +154,26 @@ class Describe:
         self._known = not fresh and self._version == self._remembered().get(self.route.base)
         self._changes += 1  # a crash may have come before the last save; one too many does no harm
 
-    def resume(self) -> None:
-        """Go on where an earlier process of this state directory was, without asking the persistence."""
+    def resume(self, *, saved: bool) -> None:
+        """Go on where an earlier process of this state directory was, without asking the persistence. Unless that one
+        left with everything `saved`, a crash may have come before the last save."""
         self._version = self._remembered().get(self.route.base)
         self._known = self.listening = True
-        self._changes += 1
+        if not saved:
+            self._changes += 1
+
+    async def catch_up(self, before: frozenset[int]) -> None:
+        """After `resume` and a listing: what someone else saved meanwhile. What cannot be had now, the next save finds
+        out."""
+        async with self._lock:
+            known = self._version
+            try:
+                await self.load()
+            except OSError as e:
+                log.warning("%s: the tree's description cannot be read: %s", self.session.id, e)
+                return
+            self._known = self._version == known
+            await self.take_up(before)
 
     def _remembered(self) -> dict[str, str]:
         path = self.session.directory / REMEMBERED

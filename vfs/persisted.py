@@ -50,6 +50,8 @@ __all__ = ["PersistedSession"]
 
 log = logging.getLogger(__name__)
 
+LEFT = "left"  # a file in the state directory: the process before ended with the descriptions of the tree saved
+
 
 class PersistedSession(Guarded):
     def __init__(
@@ -78,16 +80,18 @@ class PersistedSession(Guarded):
             for route in routes
             if route.persistence is not None and {"on_load_image", "on_save_image"} <= route.persistence.can
         ]
-        self.leaving = False  # the session ends without waiting: another process goes on with it at once
+        self.leaving = False
         self._frozen: dict[int, trio.Event] = {}
         self._stored: dict[bytes, StoredFile] = {}
 
     async def _start(self) -> None:
         self.hydration.begin()
+        left = self._adopted and (self.directory / LEFT).exists()
+        (self.directory / LEFT).unlink(missing_ok=True)  # a crash that comes now leaves nothing like it
         if self._adopted or self.options.behind:  # who waits for an answer does not wait for a listing
             for description in self.descriptions:
-                description.resume()
-            self.spawn(self.listing.attempt)
+                description.resume(saved=left)
+            self.spawn(self._catch_up, frozenset(self.namespace.inodes))
         else:
             await self._take_up()
         for description in self.descriptions:
@@ -106,6 +110,20 @@ class PersistedSession(Guarded):
         for description in self.descriptions:
             await description.take_up(before)
             description.listening = True
+
+    async def _catch_up(self, before: frozenset[int]) -> None:
+        """What others did in the persistences while no process looked after this session."""
+        await self.listing.attempt()
+        for description in self.descriptions:
+            if not description.pending:  # else its save finds out
+                await description.catch_up(before)
+
+    async def leave(self) -> None:
+        """The session is about to end without waiting for what is pending: another process goes on with it."""
+        self.leaving = True
+        await self.writeback.expand()
+        if not any(description.pending for description in self.descriptions):
+            (self.directory / LEFT).touch()
 
     async def _stop(self) -> None:
         if not self.leaving:

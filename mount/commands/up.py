@@ -78,7 +78,7 @@ def _known_first(args: list[str], known: set[str], valued: set[str]) -> list[str
     type=click.FloatRange(0),
     default=300.0,
     show_default=True,
-    help="Seconds without a request after which a local session's worker ends, until the next request; 0: never.",
+    help="Seconds without a request after which the worker ends, if nothing is pending, until the next; 0: never.",
 )
 @click.option(
     "--hang-limit",

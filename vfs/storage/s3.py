@@ -76,7 +76,7 @@ class S3Storage(Backend):
         self.misfits: tuple[Misfit, ...] = ()
         self.lease: Lease | None = None
         self.refusal: OSError | None = None
-        """Why nothing may be written any more."""
+        """Why nothing may be written now."""
         self.taking_up: trio.Event | None = None
         """Set when the lease has been taken, or cannot be: until then writes wait."""
         self._probing = trio.Lock()
@@ -241,7 +241,6 @@ class S3Storage(Backend):
 
     async def acquire(self, holder: str, who: str, *, steal: bool = False) -> Lease:
         """Become the session's writer; LeaseHeld where another is. The caller runs `Lease.keep` and `Lease.release`."""
-        self.refusal = None
         await self._probe()
         lease = Lease(self.bucket, self.keys.own, holder, who, self.lease_seconds)
         fence = await lease.acquire(steal=steal)
@@ -251,7 +250,7 @@ class S3Storage(Backend):
             await self.image.fence(lease.held.epoch)
         else:
             self.image.epoch = lease.held.epoch
-        self.lease = lease
+        self.lease, self.refusal = lease, None
         return lease
 
     async def _listed(self) -> FileRefs:

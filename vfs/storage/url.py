@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from vfs.callbacks import load
 from vfs.storage.base import Storage
 
-__all__ = ["open_storage"]
+__all__ = ["open_storage", "preload"]
 
 _NOT_IN_A_URL = "credentials do not belong in a URL; use the environment or a profile"
 _FORMS = "local, file:///dir, s3://bucket/prefix, tigris, tigris://bucket/prefix or module:Class"
@@ -40,6 +40,13 @@ def open_storage(url: str) -> Storage | None:
         return _open(url, parts.scheme, parts.netloc, unquote(parts.path), options)
     except (TypeError, ValueError) as e:
         raise ValueError(f"--storage {url}: {e}") from e
+
+
+def preload(url: str) -> None:
+    """Import what `open_storage` will, as far as it is ours: in the process that forks those which open it."""
+    if urlsplit(url).scheme in ("s3", "tigris") or url == "tigris":
+        import vfs.storage.tigris
+        import vfs.storage.writer  # noqa: F401
 
 
 def _open(url: str, scheme: str, host: str, path: str, options: dict[str, Any]) -> Storage:

@@ -2,8 +2,9 @@
 
 Who is refused the lease does not get to open the session (`LeaseHeld` says who has it). Who loses it, to one that stole
 it or after being out of reach for longer than its time, may write nothing more: each attempt fails with `LeaseLost`, so
-what was not stored stays pending in the state directory, and goes there when the session is opened from it again; what
-the new holder changed meanwhile is then a conflict, and both versions are kept.
+what was not stored stays pending in the state directory, and goes there when the session is opened from it again, or
+its next worker finds that the new holder has given the lease up; what that one changed meanwhile is then a conflict,
+and both versions are kept.
 
 A state directory that knows the session needs no endpoint to be opened: programs work in it, and the lease is taken up
 as soon as the endpoint answers. Nothing is written there before.
@@ -89,23 +90,27 @@ async def _first(storage: S3Storage, acquire: Callable[[], Awaitable[Lease]], *,
 
 
 async def _take_up(storage: S3Storage, acquire: Callable[[], Awaitable[Lease]]) -> None:
-    """Have the lease as soon as the endpoint answers, and let writes go on."""
+    """Have the lease as soon as the endpoint answers, and let writes go on. Who took it while this session slept is
+    waited for; until then writes are refused."""
     assert storage.taking_up is not None
+    told: LeaseHeld | None = None
     while True:
         try:
             lease = await acquire()
         except LeaseHeld as e:
-            log.error("%s; nothing more is written there, and what was not stays in the state directory", e)
-            storage.refusal = e
+            if told is None or told.held.epoch != e.held.epoch:
+                log.error("%s; until then nothing is written there, and what is new stays in the state directory", e)
+            told = storage.refusal = e
             storage.taking_up.set()
-            return
         except OSError as e:
             log.warning("%s: the lease cannot be taken up: %s; it is tried again", storage.bucket.name, e)
-            await trio.sleep(PAUSE)
         else:
             storage.taking_up.set()
+            if told is not None:
+                log.info("%s: the lease is ours again", lease.key)
             await _keep(storage, lease)
             return
+        await trio.sleep(PAUSE)
 
 
 async def _keep(storage: S3Storage, lease: Lease) -> None:
