@@ -24,7 +24,7 @@ async def barrier(session: PersistedSession) -> bool:
     """True when everything is through; False when what is left failed with errors that will not pass by themselves."""
     writeback = session.writeback
     writeback.epoch += 1
-    writeback.urgent += 1
+    writeback.limit.urgent += 1
     epoch = writeback.epoch
     try:
         await writeback.expand()
@@ -48,14 +48,14 @@ async def barrier(session: PersistedSession) -> bool:
                 await writeback.progressed.wait()
         return not stuck
     finally:
-        writeback.urgent -= 1
+        writeback.limit.urgent -= 1
 
 
 async def persisted(session: PersistedSession, ino: int) -> None:
     """What the file holds now is in the persistence under every name it has, or OSError says why it is not: what
     fsync(2) waits for where the policy's durability is `remote`. Waits as long as a reader would."""
     writeback, generation = session.writeback, session.namespace.inode(ino).generation
-    writeback.urgent += 1
+    writeback.limit.urgent += 1
     try:
         await writeback.expand()
         tries = {pending.path: pending.tries for pending in writeback.queue}
@@ -72,7 +72,7 @@ async def persisted(session: PersistedSession, ino: int) -> None:
             return
         raise error(errno.EIO, session.id, "not persisted in time; it is recorded here, and is tried again")
     finally:
-        writeback.urgent -= 1
+        writeback.limit.urgent -= 1
 
 
 def _through(session: PersistedSession, path: bytes, epoch: int) -> bool:

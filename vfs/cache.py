@@ -117,7 +117,7 @@ class Cache:
         if self.used + length <= limit:
             return
         writeback = self.session.writeback
-        writeback.urgent += 1
+        writeback.limit.urgent += 1
         try:
             with trio.move_on_after(self.session.options.cache_wait):
                 writeback.hurry()
@@ -127,7 +127,7 @@ class Cache:
                     self.trim(limit - length)
                 return
         finally:
-            writeback.urgent -= 1
+            writeback.limit.urgent -= 1
         raise error(errno.ENOSPC, self.session.id, "the cache is full of what could not be written back yet")
 
     def trim(self, limit: int) -> None:

@@ -55,7 +55,6 @@ class WriteBack:
         self.limit = Limit(options.concurrency, options.max_concurrency)
         self.progressed = trio.Event()
         self.epoch = 0  # counts barriers
-        self.urgent = 0  # barriers that wait
         self._names: deque[tuple[int, bytes]] = deque()
         self._inodes: dict[int, None] = {}
         self._writes: dict[int, Writes] = {}
@@ -77,9 +76,11 @@ class WriteBack:
     def committed(self, record: Record, inode: Inode | None) -> None:
         note = self._notes.get(type(record))
         if note is not None:
+            self.limit.changed()
             note(record)
 
     def written(self, inode: Inode) -> None:
+        self.limit.changed()
         writes = self._writes.get(inode.ino)
         if writes is not None:
             writes.last = trio.current_time()
@@ -192,7 +193,7 @@ class WriteBack:
     def _due(self, pending: Pending, now: float) -> float:
         """When the path may be carried out."""
         inode = self.transfer.desired(pending.path)
-        if inode is None or self.urgent:
+        if inode is None or self.limit.urgent:
             return max(now, pending.not_before)
         due = now
         route = self.session.place(pending.path).route
@@ -219,8 +220,7 @@ class WriteBack:
                 await trio.sleep(TICK)
 
     def _next(self) -> float:
-        due = self.queue.next_due() if self.limit.free else None
-        return math.inf if due is None else due
+        return math.inf if (due := self.queue.next_due()) is None else max(due, self.limit.again)
 
     def _start_due(self) -> None:
         now = trio.current_time()
@@ -254,19 +254,19 @@ class WriteBack:
         return persistence
 
     def _start_batch(self, persistence: Persistence, batch: list[Pending]) -> None:
-        self.limit.in_flight += 1
+        self.limit.begin()
         self.session.spawn(self._carry_out_batch, persistence, batch)
 
     def _start(self, pending: Pending) -> None:
         self._begin(pending)
-        self.limit.in_flight += 1
+        self.limit.begin()
         self.session.spawn(self._carry_out, pending)
 
     async def _carry_out(self, pending: Pending) -> None:
         try:
             await self._try(pending)
         finally:
-            self.limit.in_flight -= 1
+            self.limit.end()
             self._end(pending)
         self._start_due()
         self._wake.set()  # for the time of the next one
@@ -304,7 +304,7 @@ class WriteBack:
             log.exception("%s: writing back a batch failed", self.session.id)
             self._batch_failed(batch, OSError(errno.EIO, f"{type(e).__name__}: {e}"))
         finally:
-            self.limit.in_flight -= 1
+            self.limit.end()
             for pending in batch:
                 self._end(pending)
         self._start_due()

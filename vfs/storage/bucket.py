@@ -128,10 +128,11 @@ class Bucket:
 
     async def clients(self) -> Clients:
         """What requests are made with; found at the first call."""
-        async with self._connecting:
-            if self._clients is None:
-                self._clients = await self._connect()
-            return self._clients
+        if self._clients is None:
+            async with self._connecting:
+                if self._clients is None:
+                    self._clients = await self._connect()
+        return self._clients
 
     async def _connect(self) -> Clients:
         clients = await trio.to_thread.run_sync(connect, self.endpoint)
@@ -184,9 +185,10 @@ class Bucket:
         self, key: str, content: bytes | memoryview, attributes: Mapping[str, str], condition: Condition = ANY
     ) -> str:
         """Write the object in one request; its version. Conflict where `condition` does not hold."""
-        await self.check(key, condition)
+        asking = not self.conditional and condition is not ANY
+        request = functools.partial(_put, key, content, dict(attributes), condition, asking)
         try:
-            version = await self.call(key, functools.partial(_put, key, content, dict(attributes), condition))
+            version = await self.call(key, request)
         except FileNotFoundError as e:
             raise Conflict(key) from e  # AWS, where the object that If-Match names is gone
         self.counts["bytes written"] += len(content)
@@ -205,14 +207,8 @@ class Bucket:
 
     async def check(self, key: str, condition: Condition, *, always: bool = False) -> None:
         """Where the endpoint ignores conditions: ask first. It leaves a gap, but finds what happened before."""
-        if condition is ANY or (self.conditional and not always):
-            return
-        try:
-            found = (await self.stat(key)).version
-        except FileNotFoundError:
-            found = None
-        if found != condition:
-            raise Conflict(key, found)
+        if condition is not ANY and (always or not self.conditional):
+            await self._read(key, functools.partial(_compare, key=key, condition=condition))
 
     async def fetch(self, url: str, headers: Mapping[str, str], what: str) -> bytes:
         """The answer's body to a GET of a presigned URL; OSError where it is no success."""
@@ -366,9 +362,27 @@ def _stat(clients: Clients, *, key: str) -> Found:
     return Found(meta["size"], version_of(meta["e_tag"]), meta["last_modified"], dict(result.attributes))
 
 
+def _compare(clients: Clients, key: str, condition: Condition) -> None:
+    """Conflict where the object is not what `condition` says. A missing bucket is like an absent object here: what is
+    asked next says which."""
+    try:
+        found = _stat(clients, key=key).version
+    except FileNotFoundError:
+        found = None
+    if found != condition:
+        raise Conflict(key, found)
+
+
 def _put(
-    key: str, content: bytes | memoryview, attributes: dict[str, str], condition: Condition, clients: Clients
+    key: str,
+    content: bytes | memoryview,
+    attributes: dict[str, str],
+    condition: Condition,
+    asking: bool,
+    clients: Clients,
 ) -> str:
+    if asking:  # in the same thread: the way there and back costs more than the question
+        _compare(clients, key, condition)
     mode: PutMode = "overwrite" if condition is ANY else "create"
     if isinstance(condition, str):
         mode = {"e_tag": etag_of(condition)}
