@@ -231,7 +231,7 @@ async def alive(daemon: Daemon, request: Request) -> Response:
 
 async def verify_audit(daemon: Daemon, request: Request) -> Response:
     try:
-        head = await trio.to_thread.run_sync(audit.verify, daemon.audit.directory)
+        head = await daemon.audit.verify()
     except audit.Tampered as e:
         return answer(Problem(message=str(e), errno="EBADMSG"), 409)
     return answer(head)

@@ -2,14 +2,17 @@
 
 A line's `hash` is SHA-256 over the line without it, and that line holds the `hash` of the line before (`previous`):
 whoever changes, removes or moves a line breaks the chain there. `audit.head` names the last line, so lines cut off
-the end are missed too. `verify` reads all of it. It proves that the log is whole, not that its writer was honest: to
-hold it against root on this host, note the head elsewhere (`mount-session verify` prints it).
+the end are missed too, and the daemon knows its last line itself, so none is added behind its back. A log that is not
+as the daemon before had left it gets a line that says so, for good. `verify` reads all of it. It proves that the log
+is whole, not that its writer was honest: to hold it against root on this host, note the head elsewhere
+(`mount-session verify` prints it).
 
 Appending is one write and one fdatasync, in a thread. A line torn by power loss was never acknowledged and is cut.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -28,6 +31,7 @@ __all__ = ["Audit", "Head", "Tampered", "verify"]
 log = logging.getLogger(__name__)
 
 _FIRST = "0" * 64
+_BROKEN = "audit.broken"
 
 
 class Tampered(Exception):
@@ -68,14 +72,13 @@ class Audit:
         self.path = directory / "audit.log"
         self._head_path = directory / "audit.head"
         self._lock = trio.Lock()
-        self.head = self._recover()
+        self._cut()
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self.head = self._recover()
 
-    def _recover(self) -> Head:
-        """The head as the last whole line says; the head's own file may be one behind after a crash."""
-        if not self.path.exists():
-            return Head()
-        with open(self.path, "rb+") as file:
+    def _cut(self) -> None:
+        """Take away the half of a line that power loss has left."""
+        with contextlib.suppress(FileNotFoundError), open(self.path, "rb+") as file:
             end = file.seek(0, os.SEEK_END)
             start = _last_line_start(file, end)
             file.seek(start)
@@ -83,30 +86,41 @@ class Audit:
             if tail and not tail.endswith(b"\n"):
                 log.warning("%s: %d bytes of a line that was never acknowledged were cut", self.path, len(tail))
                 file.truncate(start)
-                return self._recover()
-        if not tail:
-            return Head()
-        try:
-            last = _decoder.decode(tail)
-        except msgspec.DecodeError as e:
-            raise Tampered(f"{self.path}: the last line is not a line of this log: {e}") from None
-        return Head(last.seq, last.hash)
+
+    def _recover(self) -> Head:
+        """The head to go on from. `audit.head` may be one line behind after a crash; all else is put on record."""
+        claimed, found = _claimed(self.directory), _last(self.path)
+        if found == claimed or (found is not None and found.seq == claimed.seq + 1):
+            return found
+        ends = "in no line of it" if found is None else f"at line {found.seq}"
+        log.error("%s ends %s, and not as it was left, at line %d: was it tampered with?", self.path, ends, claimed.seq)
+        self.head = found or claimed
+        detail = {"left": msgspec.to_builtins(claimed), "found": msgspec.to_builtins(found)}
+        line = self._line(_BROKEN, None, {}, detail)
+        self._write(_encoder.encode(line) + b"\n")
+        head = Head(line.seq, line.hash)
+        durable.write(self._head_path, msgspec.json.encode(head))
+        return head
+
+    def _line(self, action: str, session: str | None, actor: dict[str, Any], detail: dict[str, Any]) -> _Line:
+        line = _Line(
+            seq=self.head.seq + 1,
+            time=time.time(),
+            action=action,
+            session=session,
+            actor=actor,
+            detail=detail,
+            previous=self.head.hash,
+        )
+        line.hash = _sealed(line)
+        return line
 
     async def append(
         self, action: str, session: str | None, actor: dict[str, Any], detail: dict[str, Any] | None = None
     ) -> None:
         """Returns when the line is on disk."""
         async with self._lock:
-            line = _Line(
-                seq=self.head.seq + 1,
-                time=time.time(),
-                action=action,
-                session=session,
-                actor=actor,
-                detail=detail or {},
-                previous=self.head.hash,
-            )
-            line.hash = _sealed(line)
+            line = self._line(action, session, actor, detail or {})
             await trio.to_thread.run_sync(self._write, _encoder.encode(line) + b"\n")
             self.head = Head(line.seq, line.hash)
             await trio.to_thread.run_sync(durable.write, self._head_path, msgspec.json.encode(self.head))
@@ -120,8 +134,35 @@ class Audit:
             raise OSError(28, os.strerror(28), str(self.path))
         os.fdatasync(self._fd)
 
+    async def verify(self) -> Head:
+        """As `verify`, and that the log ends with what this process wrote last. Raises Tampered."""
+        await trio.to_thread.run_sync(verify, self.directory)
+        async with self._lock:
+            found = await trio.to_thread.run_sync(_last, self.path)
+            if found != self.head:
+                raise Tampered(f"{self.path}: does not end at line {self.head.seq}, which was written last")
+        return self.head
+
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _claimed(directory: Path) -> Head:
+    return msgspec.json.decode(_read(directory / "audit.head") or b"{}", type=Head)
+
+
+def _last(path: Path) -> Head | None:
+    """The head that the last line says; None where that is no line of this log."""
+    if not path.exists():
+        return Head()
+    with open(path, "rb") as file:
+        file.seek(_last_line_start(file, file.seek(0, os.SEEK_END)))
+        tail = file.read()
+    try:
+        last = _decoder.decode(tail) if tail else Head()
+    except msgspec.DecodeError:
+        return None
+    return Head(last.seq, last.hash)
 
 
 def _last_line_start(file: Any, end: int) -> int:
@@ -140,7 +181,7 @@ def _last_line_start(file: Any, end: int) -> int:
 def verify(directory: Path) -> Head:
     """Read the whole log; its head if every line is as it was written. Raises Tampered."""
     path, head = directory / "audit.log", Head()
-    claimed = msgspec.json.decode(_read(directory / "audit.head") or b"{}", type=Head)
+    claimed = _claimed(directory)
     for number, raw in enumerate(_lines(path), 1):
         try:
             line = _decoder.decode(raw)
@@ -150,6 +191,8 @@ def verify(directory: Path) -> Head:
             raise Tampered(f"{path}, line {number}: does not follow the line before it")
         if line.hash != _sealed(line) or raw != _encoder.encode(line) + b"\n":
             raise Tampered(f"{path}, line {number}: was changed after it was written")
+        if line.action == _BROKEN:
+            raise Tampered(f"{path}, line {number}: before it the log was not as it had been left: {line.detail}")
         head = Head(line.seq, line.hash)
         if head.seq == claimed.seq and head != claimed:
             raise Tampered(f"{path}, line {number}: is not the one that audit.head names")

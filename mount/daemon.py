@@ -24,6 +24,7 @@ from mount.messages import Health, NewSession, SessionHealth, SessionReceipt, Se
 from mount.mounted import Mounted
 from mount.places import give, make_mountpoint, remove_empty, remove_state
 from mount.purge import purge as purge_storage
+from mount.quietlog import masked
 from mount.registry import Definition, Registry
 from mount.settings import Settings
 from mount.supervisor import Supervisor
@@ -118,7 +119,7 @@ class Daemon:
                 if wanted.environment:
                     await self._record(self.registry.put_environment, session, wanted.environment)
                 await self._record(self.registry.put, definition)
-                await self.note("session.new", session, peer, storage=definition.storage, volume=volume)
+                await self.note("session.new", session, peer, storage=masked(definition.storage), volume=volume)
                 if wanted.mount:
                     await self._mount(hosted)
             except BaseException:

@@ -31,9 +31,9 @@ CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 # Of the host
 SESSIONS: Final = ("mount_session_sessions", "Sessions by state", ("state",))
-WEBHOOK_PENDING: Final = ("mount_session_webhook_pending", "Events that a receiver has not taken yet", ("url",))
-WEBHOOK_FAILURES: Final = ("mount_session_webhook_failures", "Attempts that a receiver did not take", ("url",))
-WEBHOOK_DROPPED: Final = ("mount_session_webhook_dropped", "Events that no longer fitted the queue", ("url",))
+WEBHOOK_PENDING: Final = ("mount_session_webhook_pending", "Events that a receiver has not taken yet", ("webhook",))
+WEBHOOK_FAILURES: Final = ("mount_session_webhook_failures", "Attempts that a receiver did not take", ("webhook",))
+WEBHOOK_DROPPED: Final = ("mount_session_webhook_dropped", "Events that no longer fitted the queue", ("webhook",))
 AUDIT_LINES: Final = ("mount_session_audit_lines", "Lines of the audit log", ())
 REFUSED: Final = ("mount_session_refused_connections", "Connections of users that the control socket rejects", ())
 
@@ -115,9 +115,9 @@ class _Snapshot(Collector):
             states[(status.state,)] = states.get((status.state,), 0) + 1
         yield _gauge(SESSIONS, states)
         receivers = self._daemon.webhooks.receivers
-        yield _gauge(WEBHOOK_PENDING, {(r.webhook.url,): r.pending for r in receivers})
-        yield _counter(WEBHOOK_FAILURES, {(r.webhook.url,): r.failures for r in receivers})
-        yield _counter(WEBHOOK_DROPPED, {(r.webhook.url,): r.dropped for r in receivers})
+        yield _gauge(WEBHOOK_PENDING, {(r.webhook.name,): r.pending for r in receivers})
+        yield _counter(WEBHOOK_FAILURES, {(r.webhook.name,): r.failures for r in receivers})
+        yield _counter(WEBHOOK_DROPPED, {(r.webhook.name,): r.dropped for r in receivers})
         yield _counter(AUDIT_LINES, {(): self._daemon.audit.head.seq})
         yield _counter(REFUSED, {(): self._daemon.refused()})
 

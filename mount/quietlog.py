@@ -1,8 +1,9 @@
 """Logs for a service: one line an event, no secrets, no flood.
 
 `install` sets the root logger up. As JSON a line has `time`, `level`, `logger`, `process`, `message`, and
-`traceback` where there is one; as text the same in words. A message that repeats (same place in the code, same text)
-is written once in `WINDOW` seconds; the next one says how often it came meanwhile. What looks like a credential is
+`traceback` where there is one; as text the same in words, for people. A message that repeats (same place in the code,
+same text) is written once in `WINDOW` seconds, and of one place in the code, whatever it says, `MOST` lines; what was
+left out is counted, and told once the window is over, with the next line of any kind. What looks like a credential is
 masked, whoever logged it.
 """
 
@@ -21,15 +22,16 @@ __all__ = ["Handler", "install", "masked", "style"]
 
 WINDOW: Final = 60.0  # seconds
 KNOWN: Final = 2048
+MOST: Final = 200
 VARIABLE: Final = "MOUNT_SESSION_LOG"
 
 _SECRETS: Final = re.compile(
     r"""(?xi)
-      (?P<key> (?: aws_secret_access_key | aws_session_token | secret(?:_?access)?(?:_?key)? | password | passwd | token
-                   | authorization | x-amz-signature | x-amz-security-token | x-amz-credential | signature )
+      (?P<key> (?: secret(?:[_-]?access)?(?:[_-]?key)? | api[_-]?key | private[_-]?key | password | passwd | token
+                   | cookie | authorization | x-amz-credential | signature )
                ["']? \s* [=:] \s* ["']? (?:bearer\s+|basic\s+)? )
       (?P<value> [^\s"',&;}]+ )
-    | (?P<scheme> [a-z][a-z0-9+.-]*:// ) (?P<login> [^/\s:@]+ : [^/\s@]+ ) @
+    | (?P<scheme> [a-z][a-z0-9+.-]*:// ) (?P<login> [^/\s@]+ ) @
     """
 )
 
@@ -39,30 +41,68 @@ def masked(text: str) -> str:
     return _SECRETS.sub(lambda found: f"{found['key']}***" if found["key"] else f"{found['scheme']}***@", text)
 
 
+class _Window:
+    """What came of one kind since `since`: how many lines were `written`, how many left out, and the last of those."""
+
+    __slots__ = ("left_out", "record", "since", "written")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.written = self.left_out = 0
+        self.record: logging.LogRecord | None = None
+
+
+_Key = tuple[str, int, str | None]
+
+
 class Handler(logging.StreamHandler[TextIO]):
     """Writes to `stream`, each line once a window."""
 
     def __init__(self, stream: TextIO, style: Literal["text", "json"] = "text") -> None:
         super().__init__(stream)
         self._json = style == "json"
-        self._seen: cachetools.LRUCache[tuple[str, int, str], tuple[float, int]] = cachetools.LRUCache(KNOWN)
+        self._seen: cachetools.LRUCache[_Key, _Window] = cachetools.LRUCache(KNOWN)
+        self._untold: dict[_Key, _Window] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            message = record.getMessage()
-            key = (record.pathname, record.lineno, message)
-            since, repeats = self._seen.get(key, (-WINDOW, 0))
-            now = time.monotonic()
-            if now - since < WINDOW:
-                self._seen[key] = since, repeats + 1
+            message, now = record.getMessage(), time.monotonic()
+            if self._untold:
+                self._tell(now)
+            place = (record.pathname, record.lineno)
+            if self._leave_out((*place, message), 1, record, now) or self._leave_out((*place, None), MOST, record, now):
                 return
-            self._seen[key] = now, 0
-            if repeats:
-                message = f"{message} (and {repeats} more times in the last {now - since:.0f} s)"
             self.stream.write(self._line(record, message) + "\n")
             self.flush()
         except Exception:
             self.handleError(record)
+
+    def _leave_out(self, key: _Key, most: int, record: logging.LogRecord, now: float) -> bool:
+        window = self._seen.get(key)
+        if window is None or now - window.since >= WINDOW:
+            window = self._seen[key] = _Window(now)
+        if window.written < most:
+            window.written += 1
+            return False
+        window.left_out += 1
+        window.record = record
+        self._untold[key] = window
+        return True
+
+    def _tell(self, now: float, *, at_end: bool = False) -> None:
+        """What was left out in windows that are over."""
+        for key, window in list(self._untold.items()):
+            if window.record is not None and (at_end or now - window.since >= WINDOW):
+                del self._untold[key]
+                what = "more times" if key[2] is not None else "lines like it left out"
+                told = f"{window.record.getMessage()} (and {window.left_out} {what} in {now - window.since:.0f} s)"
+                self.stream.write(self._line(window.record, told) + "\n")
+
+    def close(self) -> None:
+        if not self.stream.closed:
+            self._tell(time.monotonic(), at_end=True)
+            self.flush()
+        super().close()
 
     def _line(self, record: logging.LogRecord, message: str) -> str:
         trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else None

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import tomllib
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -35,7 +37,13 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"webhook url {self.url!r}: it begins with http:// or https://")
+            raise ValueError(f"webhook url {self.url!r}: it does not begin with http:// or https://")
+
+    @property
+    def name(self) -> str:
+        """For logs and metrics: which one it is, without the path, which may be the key to it."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}#{sha256(self.url.encode()).hexdigest()[:8]}"
 
     def secret(self) -> bytes | None:
         return None if self.secret_file is None else Path(self.secret_file).read_bytes().strip()
@@ -57,6 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     at_once     sessions mounted or unmounted at a time, at start and stop
     deadline    seconds for real I/O through a mount before it counts as broken
     storage     of a new session that names none
+    log         "json", a line an event, or "text", for people; "" for json unless standard error is a terminal
     environment globs of the daemon's own variables that workers of sessions get which have a storage and no
                 variables of their own
     """
@@ -70,7 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     deadline: _Seconds = 10.0
     storage: str = "local"
     environment: tuple[str, ...] = ("AWS_*", "BUCKET_NAME", "TIGRIS_*", "FLY_*", "SSL_CERT_*", "*_PROXY", "*_proxy")
-    log: Literal["text", "json"] = "text"
+    log: Literal["", "text", "json"] = ""
     policy: Policy = Policy()
     workers: Workers = Workers()
     webhooks: tuple[Webhook, ...] = ()

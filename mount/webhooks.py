@@ -124,7 +124,7 @@ class Receiver:
                 self._queue.clear()
                 return False
             self.failures += 1
-            log.warning("webhook %s: %s; again in about %.0f s", self.webhook.url, problem, delay)
+            log.warning("webhook %s: %s; again in about %.0f s", self.webhook.name, problem, delay)
             await trio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, LONGEST_DELAY)
             if self._queue[0] is not event:
@@ -149,7 +149,7 @@ class Receiver:
             return None
         if status == 410:
             self.gone = True
-            log.error("webhook %s: the receiver says that it is gone (410); it gets no more", self.webhook.url)
+            log.error("webhook %s: the receiver says that it is gone (410); it gets no more", self.webhook.name)
         return f"status {status}"
 
 

@@ -49,7 +49,8 @@ def command(
         docker=docker,
         metrics=metrics,
     )
-    os.environ[quietlog.VARIABLE] = settings.log
-    quietlog.install(sys.stderr, settings.log)
+    style = settings.log or ("text" if sys.stderr.isatty() else "json")
+    os.environ[quietlog.VARIABLE] = style
+    quietlog.install(sys.stderr, style)
     title.set_title("mount-session: daemon")
     trio.run(serve, settings)

@@ -60,6 +60,45 @@ async def test_whatever_is_done_to_it_is_found(attack: object, tmp_path: Path) -
         verify(tmp_path)
 
 
+async def test_a_line_added_with_a_hash_that_is_right_is_found_by_who_writes_the_log(tmp_path: Path) -> None:
+    await filled(tmp_path)
+    audit = Audit(tmp_path)
+    other = Audit(tmp_path)
+    await other.append("session.remove", "forged", ACTOR)
+    other.close()
+    assert verify(tmp_path).seq == 6, "to who knows nothing but the files it is whole"
+    with pytest.raises(Tampered, match="line 5"):
+        await audit.verify()
+    audit.close()
+
+
+@pytest.mark.parametrize("left", [0, 2, 4])
+async def test_what_was_cut_off_while_nobody_wrote_is_on_record_for_good(left: int, tmp_path: Path) -> None:
+    lines = await filled(tmp_path)
+    (tmp_path / "audit.log").write_bytes(b"".join(lines[:left]))
+    await filled(tmp_path, 3)
+    with pytest.raises(Tampered, match=f"line {left + 1}: before it the log was not as it had been left"):
+        verify(tmp_path)
+
+
+async def test_a_log_whose_end_is_overwritten_goes_on_and_does_not_verify(tmp_path: Path) -> None:
+    lines = await filled(tmp_path)
+    (tmp_path / "audit.log").write_bytes(b"".join(lines[:3]) + b"garbage\n")
+    await filled(tmp_path, 1)
+    with pytest.raises(Tampered, match="line 4"):
+        verify(tmp_path)
+
+
+async def test_a_head_that_a_crash_left_one_behind_is_no_tampering(tmp_path: Path) -> None:
+    await filled(tmp_path, 4)
+    before = (tmp_path / "audit.head").read_bytes()
+    await filled(tmp_path, 1)
+    (tmp_path / "audit.head").write_bytes(before)
+    assert verify(tmp_path).seq == 5
+    await filled(tmp_path, 1)
+    assert verify(tmp_path).seq == 6
+
+
 async def test_a_line_torn_by_power_loss_is_cut_and_the_log_goes_on(tmp_path: Path) -> None:
     lines = await filled(tmp_path)
     with (tmp_path / "audit.log").open("ab") as file:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -58,6 +61,34 @@ def test_metrics_of_a_session_whose_worker_hangs_come_without_it(daemon: Serving
         metric(told, "mount_session_up", session="a") == 0 and metric(told, "mount_session_files", session="a") is None
     )
     assert metric(told, "mount_session_up", session="b") == 1 and metric(told, "mount_session_files", session="b") == 0
+
+
+def test_a_worker_that_hangs_is_told_within_the_deadline_and_costs_nothing_later(
+    serving: Callable[..., Serving],
+) -> None:
+    daemon = serving(deadline=1.0)
+    daemon.run("new", "a")
+    daemon.run("new", "b")
+    pid = daemon.worker("a")
+    assert daemon.json("health")["ready"]
+    before = len(os.listdir(f"/proc/{pid}/fd"))
+    for _ in range(2):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            told = daemon.json("health", status=1)
+            assert time.monotonic() - began < 5
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        (failing,) = told["failing"]
+        assert failing["session"] == "a" and failing["error"].endswith("within 1 s")
+        assert daemon.json("wait", "a")["healthy"]
+    assert daemon.json("health")["ready"] and daemon.worker("a") == pid
+    assert len(os.listdir(f"/proc/{pid}/fd")) <= before + 1
+    assert daemon.shell("health").status == 0
+    daemon.stop()
+    for line in daemon.log().splitlines():
+        assert {"time", "level", "logger", "process", "message"} <= json.loads(line).keys()
 
 
 def test_top_shows_the_busiest_first(daemon: Serving) -> None:
