@@ -237,7 +237,9 @@ def compact(directory: Path, upto: int) -> None:
             segment_path(directory, segment).unlink()
 
 
-COMMAND = (sys.executable, "-c", "from vfs.image import main; main()")
+_PROJECT = str(Path(__file__).resolve().parent.parent)
+_MAIN = f"import sys; sys.path.insert(0, {_PROJECT!r}); from vfs.image import main; main()"
+COMMAND = (sys.executable, "-P", "-c", _MAIN)  # -P: a module in the current directory is not ours
 """Run it with a pipe as standard input, whose other end the worker keeps: see `main`."""
 
 

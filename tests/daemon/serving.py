@@ -33,6 +33,16 @@ def until(condition: Callable[[], Any], seconds: float = DEADLINE) -> Any:
     return found
 
 
+class Program(NamedTuple):
+    """The interpreter, and the directory of this project."""
+
+    python: Path = Path(sys.executable)
+    project: Path = PROJECT
+
+
+OURS = Program()
+
+
 class Ended(NamedTuple):
     """How a command ended, and what it printed."""
 
@@ -48,7 +58,11 @@ class Serving:
 
     @classmethod
     def start(
-        cls, directory: Path, settings: Mapping[str, object], environment: Mapping[str, str] | None = None
+        cls,
+        directory: Path,
+        settings: Mapping[str, object],
+        environment: Mapping[str, str] | None = None,
+        program: Program = OURS,
     ) -> Serving:
         directory.mkdir(exist_ok=True)
         directory.chmod(0o755)  # workers with users of their own pass through
@@ -56,8 +70,8 @@ class Serving:
         serving.config.write_text(_toml({"root": str(serving.root), "state": str(serving.state), **settings}))
         with serving.log_path.open("ab") as log:
             serving.process = subprocess.Popen(
-                [*COMMAND, "serve", "--config", str(serving.config)],
-                cwd=PROJECT,
+                [str(program.python), *COMMAND[1:], "serve", "--config", str(serving.config)],
+                cwd=program.project,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **(environment or {})},

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.container import Container, Engine
-from tests.daemon.serving import Serving, until
+from tests.daemon.serving import PROJECT, Program, Serving, until
 
 STRANGER = 65534
 FIRST = 210_000
@@ -26,7 +28,28 @@ def host(open_directory: Path) -> Iterator[Serving]:
     if os.geteuid() != 0:
         pytest.fail("workers with users of their own need root; CI has it")
     settings = {"workers": {"uids": [FIRST, 100]}, "policy": {"uid": 1001, "gid": 1001}}
-    one = Serving.start(open_directory, settings, {"AWS_SECRET_ACCESS_KEY": "the-daemons-own"})
+    credentials = {"AWS_SECRET_ACCESS_KEY": "the-daemons-own"}
+    with readable_program(open_directory) as program:
+        one = Serving.start(open_directory / "daemon", settings, credentials, program)
+        yield from tenants(one)
+
+
+@contextlib.contextmanager
+def readable_program(directory: Path) -> Iterator[Program]:
+    """This program where every user may read it, as it must be installed; the checkout may be below /root."""
+    bound = [(PROJECT, directory / "project"), (Path(sys.prefix), directory / "python")]
+    for path, place in bound:
+        place.mkdir()
+        subprocess.run(["mount", "--bind", path, place], check=True)
+    try:
+        yield Program(bound[1][1] / Path(sys.executable).relative_to(sys.prefix), bound[0][1])
+    finally:
+        for _, place in bound:
+            subprocess.run(["umount", "--lazy", place], check=True)
+            place.rmdir()
+
+
+def tenants(one: Serving) -> Iterator[Serving]:
     try:
         one.run("new", "mine", "--env", "AWS_SECRET_ACCESS_KEY=mine-alone", "--umask", "077")
         one.run("new", "theirs", "--env", f"AWS_SECRET_ACCESS_KEY={SECRET}", "--umask", "077")
@@ -194,6 +217,22 @@ def test_mounts_are_nosuid_and_nodev(host: Serving) -> None:
     lines = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(host.root) in line]
     assert len(lines) == 2
     assert all({"nosuid", "nodev"} <= set(line.split()[5].split(",")) for line in lines)
+
+
+def test_a_worker_without_rights_keeps_its_journal_small(host: Serving) -> None:
+    """Which is done by a process of its own: Python anew, as the worker's user."""
+    directory = host.state / "mine"
+    before = sorted(path.name for path in directory.glob("journal.*"))
+    for n in range(1100):
+        os.symlink("x" * 4000, host.root / f"mine/{n}")
+    image = until(lambda: next(directory.glob("image"), None))
+    assert image.stat().st_uid == directory.stat().st_uid >= FIRST
+    until(lambda: sorted(path.name for path in directory.glob("journal.*")) > before)
+    os.kill(host.worker("mine"), signal.SIGKILL)
+    assert len(os.readlink(host.root / "mine/0")) == 4000 and (host.root / "mine/file").read_text() == "mine"
+    for n in range(1100):
+        os.unlink(host.root / f"mine/{n}")
+    assert "cannot run" not in host.log() and "no new image" not in host.log()
 
 
 HOSTILE = [

@@ -209,6 +209,19 @@ def test_the_process_that_makes_an_image_ends_when_its_worker_does(crashed: Path
     assert segments(crashed) == [0, 1, 2, 3]
 
 
+def test_a_module_in_the_current_directory_is_not_taken_for_ours(
+    crashed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a session's."""
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    monkeypatch.chdir(foreign)
+    for name in ("vfs", "msgspec"):
+        (foreign / f"{name}.py").write_text("raise SystemExit('not ours')")
+    done = compact(crashed, 3)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 async def test_a_session_makes_images_by_itself_and_its_journal_stays_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
