@@ -1,6 +1,6 @@
 """Many sessions on one host: what mounting costs, what each holds in memory, and whether they share the host fairly.
 
-python -m bench.host [WHAT ...]     as root; WHAT is any of: mount storm untar loops; all by default
+python -m bench.host [WHAT ...]     as root; WHAT is any of: mount storm untar loops events; all by default
 
 Each question is put to plain directories of the same disk in the same run, so what comes of two processors and one
 disk can be told from what comes of us. Prints one line of JSON for each.
@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -22,8 +23,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import trio
+
 from mount.client import Client
 from mount.messages import NewSession
+from vfs.namespace import ROOT
+from vfs.session import KERNEL, Session
 
 MOUNTED = 200  # sessions, for what mounting costs
 UNTARS = 20
@@ -32,6 +37,7 @@ LOOP_SECONDS = 8.0
 STORM_SECONDS = 2.5
 STORMERS = 4
 ROUNDS = 3
+EVENTS = 500_000
 FILES = 1500  # of the archive that is unpacked
 
 Figures = dict[str, object]
@@ -39,6 +45,8 @@ Figures = dict[str, object]
 
 class Host:
     """A daemon of its own, sessions in it, and as many plain directories beside it."""
+
+    pid = 0
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -66,6 +74,7 @@ def serving(directory: Path) -> Iterator[Host]:
     command = [sys.executable, "-m", "mount.cli", "serve", "--root", str(host.root), "--state", str(host.state)]
     with (directory / "log").open("wb") as log:
         daemon = subprocess.Popen(command, stderr=log)
+    host.pid = daemon.pid
     try:
         while not (host.state / ".daemon/control.sock").exists():
             assert daemon.poll() is None, (directory / "log").read_text()
@@ -276,7 +285,67 @@ def loops(host: Host) -> Figures:
     return figures
 
 
-QUESTIONS: dict[str, Callable[[Host], Figures]] = {"mount": mount, "storm": storm, "untar": untar, "loops": loops}
+# ---- a day's events and a slow subscriber
+
+
+async def _fill(state: Path, session: str) -> None:
+    """A session in which as much has happened as in a busy day."""
+    async with Session.open(session, state) as opened:
+        for n in range(EVENTS // 1000):
+            directory = opened.mkdir(ROOT, b"d%d" % n, 0o755, KERNEL).ino
+            for name in range(500):
+                inode = opened.create(directory, b"%d" % name, 0o644, KERNEL)
+                opened.remember(inode.ino)
+                await opened.write(inode.ino, 0, b"x")
+                opened.release(inode.ino)
+            await trio.sleep(0.02)
+
+
+def _heap(pid: int) -> float:
+    """Private memory in MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) / 1024
+
+
+def events(host: Host) -> Figures:
+    """Replayed to a subscriber that reads some, waits, and reads on, while more happens."""
+    trio.run(_fill, host.state, "events")
+    with Client(host.state) as client:
+        client.new(NewSession(session="events"))
+        worker = client.status("events").worker
+    assert worker is not None and worker.pid is not None
+    pids = {"daemon": host.pid, "worker": worker.pid}
+    path = host.root / "events/live"
+    with socket.socket(socket.AF_UNIX) as subscriber:
+        subscriber.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        subscriber.connect(str(host.state / ".daemon/control.sock"))
+        subscriber.sendall(b"GET /v1/sessions/events/events HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n")
+        subscriber.recv(1 << 16)
+        began, taken, last = time.monotonic(), 0, b""
+        before, most = {name: _heap(pid) for name, pid in pids.items()}, dict.fromkeys(pids, 0.0)
+        while last.count(b"/live") == 0 or taken < EVENTS // 2:
+            if taken % 100 == 0:
+                path.write_text("x")
+                most = {name: max(most[name], _heap(pid)) for name, pid in pids.items()}
+            received = subscriber.recv(1 << 16)
+            taken += received.count(b"\nid: ")
+            last = last[-10:] + received
+            time.sleep(0.008)
+    return {
+        "events": taken,
+        "seconds": round(time.monotonic() - began, 1),
+        "growth_mib": {name: round(most[name] - before[name], 1) for name in pids},
+        "private_mib": {name: round(before[name], 1) for name in pids},
+    }
+
+
+QUESTIONS: dict[str, Callable[[Host], Figures]] = {
+    "mount": mount,
+    "storm": storm,
+    "untar": untar,
+    "loops": loops,
+    "events": events,
+}
 
 
 def main() -> None:

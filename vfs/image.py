@@ -35,6 +35,7 @@ from vfs.remote import Attempt, Entry, Remote
 __all__ = ["ASIDE", "COMMAND", "Applied", "compact", "load", "lock", "main", "replay", "save"]
 
 _CHUNK = 1000
+NICENESS = 10  # nobody waits for an image: it takes a tenth of what other sessions' requests are given
 ASIDE = "image.new"
 
 
@@ -248,6 +249,7 @@ def main() -> None:
 
     PR_SET_PDEATHSIG would end it with the thread that forked it, and trio's threads end after ten idle seconds.
     """
+    os.nice(NICENESS)
     directory, upto = Path(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with lock(directory):
