@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 SPAN = 16  # blocks of one request at most: 4 MiB
 AT_ONCE = 16  # requests in flight
 PAUSES = (0.1, 0.5, 2.0)  # seconds before each retry
-AGAIN = 0.1  # seconds after a long wait for nothing in which the kernel asks once more, for the same read(2)
+WAITED = 1.0  # seconds; who got nothing after so many is not made to wait for the same once more:
+AGAIN = 0.1  # the kernel asks a second time for one read(2), within so many seconds
 LONG = 5.0  # a persistence that took so many seconds to fail has tried again by itself
 
 
@@ -80,7 +81,7 @@ class Fetches:
                 for fetch in self.start(inode, absent):
                     await self._wait(fetch)
             except OSError as e:
-                if trio.current_time() > began + LONG:
+                if trio.current_time() > began + WAITED:
                     self._told[inode.ino] = e
                 raise
         return waited

@@ -39,6 +39,8 @@ class Fault:
     reset body: half of the answer's body, then a reset.         truncate: the same, then an orderly end.
     slow: a byte every 50 ms, for ever.                          status: an error answer in S3's form.
     corrupt: every byte of the answer's body is another.
+
+    `met` counts the requests that it happened to.
     """
 
     kind: Kind
@@ -48,6 +50,7 @@ class Fault:
     status: int = 500
     code: str = "InternalError"
     when: Callable[[Seen], bool] = field(default=lambda seen: True)
+    met: int = 0
 
     def matches(self, seen: Seen) -> bool:
         return bool(
@@ -59,12 +62,16 @@ class Fault:
 
 
 class FaultProxy:
-    """A proxy for `upstream` (an http:// URL); `url` is its own. A context manager."""
+    """A proxy for `upstream` (an http:// URL); `url` is its own. A context manager.
+
+    `page`: listings come so many keys at a time, from a server that does not check signatures.
+    """
 
     def __init__(self, upstream: str) -> None:
         parts = urlsplit(upstream)
         self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
         self.seen: list[Seen] = []
+        self.page: int | None = None
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
@@ -141,8 +148,11 @@ class FaultProxy:
         with self._lock:
             self.seen.append(seen)
             fault = next((fault for fault in self._faults if fault.matches(seen)), None)
-            if fault is not None and fault.times is not None:
-                fault.times -= 1
+            if fault is not None:
+                fault.met += 1
+                fault.times = None if fault.times is None else fault.times - 1
+        if self.page is not None and "list-type=2" in seen.target:
+            raw = raw.replace(b"list-type=2", b"list-type=2&max-keys=%d" % self.page, 1)
         if fault is None:
             connection.sendall(self._forward(raw))
             return True

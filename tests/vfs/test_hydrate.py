@@ -133,6 +133,7 @@ async def test_a_reader_gets_a_retry_and_then_eio_but_never_hangs(tmp_path: Path
         with pytest.raises(OSError):
             await session.read(ino, 0, 10)
         assert 2 <= len(shelf.log) <= 5
+        await trio.sleep(1)
         shelf.fault = lambda operation, path: None
         shelf.delay = lambda: 1e6
         with pytest.raises(OSError) as caught:
