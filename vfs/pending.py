@@ -12,7 +12,7 @@ import heapq
 import random
 from collections.abc import Iterator
 
-__all__ = ["PERMANENT", "Pending", "Queue", "Writes"]
+__all__ = ["PERMANENT", "Pending", "Queue"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 FIRST_SLOW_PAUSE, LONGEST_SLOW_PAUSE = 30.0, 300.0
@@ -36,15 +36,6 @@ PERMANENT = frozenset(
     }
 )
 """Errors that someone has to do something about; they are tried again all the same."""
-
-
-class Writes:
-    """When this generation of a file was first and last written."""
-
-    __slots__ = ("first", "last")
-
-    def __init__(self, now: float) -> None:
-        self.first = self.last = now
 
 
 class Pending:

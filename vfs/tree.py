@@ -80,6 +80,8 @@ class Tree(ABC):
         self.on_soft_limit: Callable[[SoftLimit], None] = lambda passed: None
         self.invalidate: Callable[[list[tuple[int, bytes]], list[int]], None] = lambda names, inos: None
         """Told of (directory, name) and of inodes that someone else has changed: a mount tells the kernel."""
+        self.requests: Callable[[], int] = lambda: 0
+        """How many requests a mount has taken so far: who works beside them looks when there are none."""
         self.quota: Quota | None = None
         Tree.apply(self, policy)
 

@@ -15,22 +15,19 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import stat
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from vfs.batch import commit
 from vfs.capture import Torn
 from vfs.errors import Conflict
-from vfs.inode import Inode
 from vfs.limit import Limit
+from vfs.notes import Notes
 from vfs.options import Options
-from vfs.pending import Pending, Queue, Writes
+from vfs.pace import ALL, Pace
+from vfs.pending import Pending, Queue
 from vfs.persistence import Persistence
-from vfs.records import Dirty, Link, Make, Reclaim, Record, Rename, Unlink
 from vfs.transfer import Blocked, Transfer
 
 if TYPE_CHECKING:
@@ -41,7 +38,6 @@ __all__ = ["WriteBack"]
 log = logging.getLogger(__name__)
 
 TICK = 0.01  # after a wake-up: what a burst of requests changes is looked at together
-SLICE = 200  # paths compared without a checkpoint, about a millisecond
 BATCH = 500  # paths in one transaction at most
 PATIENCE = 3  # uploads of a large file torn by its writers before they have to wait for a copy
 
@@ -55,69 +51,15 @@ class WriteBack:
         self.limit = Limit(options.concurrency, options.max_concurrency)
         self.progressed = trio.Event()
         self.epoch = 0  # counts barriers
-        self._names: deque[tuple[int, bytes]] = deque()
-        self._inodes: dict[int, None] = {}
-        self._writes: dict[int, Writes] = {}
-        self._fresh: set[int] = set()
+        self.notes = Notes(session, lambda: self._wake.set())
+        self.pace = Pace(lambda: session.requests() + self.notes.count, lambda: self.limit.urgent > 0)
         self._blocked: dict[bytes, set[bytes]] = {}
         self._expanding = False
         self._wake = trio.Event()
-        self._notes: dict[type, Callable[[Any], None]] = {
-            Make: self._note_make,
-            Link: self._note_name,
-            Unlink: self._note_name,
-            Rename: self._note_rename,
-            Dirty: self._note_dirty,
-            Reclaim: self._note_reclaim,
-        }
-
-    # ---- what the session tells (Observer)
-
-    def committed(self, record: Record, inode: Inode | None) -> None:
-        note = self._notes.get(type(record))
-        if note is not None:
-            self.limit.changed()
-            note(record)
-
-    def written(self, inode: Inode) -> None:
-        self.limit.changed()
-        writes = self._writes.get(inode.ino)
-        if writes is not None:
-            writes.last = trio.current_time()
-
-    def released(self, inode: Inode) -> None:
-        if inode.ino in self._fresh:
-            self._inodes[inode.ino] = None
-            self._wake.set()
-
-    def _note_name(self, record: Link | Unlink | Make) -> None:
-        self._names.append((record.parent, record.name))
-        self._wake.set()
-
-    def _note_make(self, record: Make) -> None:
-        if stat.S_ISREG(record.mode):
-            self._fresh.add(record.ino)
-            self._note_name(record)
-
-    def _note_rename(self, record: Rename) -> None:
-        self._names.append((record.old_parent, record.old_name))
-        self._names.append((record.new_parent, record.new_name))
-        self._wake.set()
-
-    def _note_dirty(self, record: Dirty) -> None:
-        self._writes[record.ino] = Writes(trio.current_time())
-        self._inodes[record.ino] = None
-        self._wake.set()
-
-    def _note_reclaim(self, record: Reclaim) -> None:
-        for ino in record.inos:
-            self._writes.pop(ino, None)
-            self._fresh.discard(ino)
 
     def note_all(self) -> None:
         """Compare everything: at the start, and when a route was added."""
-        self._names.append((self.namespace.root.ino, b""))
-        self._wake.set()
+        self.notes.note_all()
 
     def note_path(self, path: bytes) -> None:
         """Compare this path."""
@@ -132,45 +74,10 @@ class WriteBack:
             await self.progressed.wait()
         self._expanding = True
         try:
-            while self._names or self._inodes:
-                while self._names:
-                    parent, name = self._names.popleft()
-                    directory = self.namespace.inodes.get(parent)
-                    if directory is not None and directory.nlink:
-                        path = self.namespace.path(directory)
-                        await self._mark_under(path + b"/" + name if path and name else path or name)
-                while self._inodes:
-                    ino, _ = self._inodes.popitem()
-                    inode = self.namespace.inodes.get(ino)
-                    if inode is not None:
-                        for path in self.session.paths(inode):
-                            self._mark(path)
+            await self.notes.compare(self._mark)
         finally:
             self._expanding = False
             self._report()
-
-    async def _mark_under(self, prefix: bytes) -> None:
-        inode = self.session.at(prefix)
-        if inode is None or inode.entries is None or self.namespace.remote.get(prefix) is not None:
-            self._mark(prefix)
-        count = 0
-        for path in [path for path in self.namespace.remote.under(prefix) if path != prefix]:
-            self._mark(path)
-            count += 1
-            if count % SLICE == 0:
-                await trio.lowlevel.checkpoint()
-        directories = [] if inode is None or inode.entries is None else [(prefix, inode)]
-        while directories:
-            path, directory = directories.pop()
-            for dentry in list((directory.entries or {}).values()):
-                child = path + b"/" + dentry.name if path else dentry.name
-                if dentry.inode.entries is not None:
-                    directories.append((child, dentry.inode))
-                elif dentry.inode.is_file:
-                    self._mark(child)
-                count += 1
-                if count % SLICE == 0:
-                    await trio.lowlevel.checkpoint()
 
     def _mark(self, path: bytes) -> None:
         """Pending or not, from what the namespace and the persistence hold now."""
@@ -197,13 +104,13 @@ class WriteBack:
             return max(now, pending.not_before)
         due = now
         route = self.session.place(pending.path).route
-        writes = self._writes.get(inode.ino)
+        writes = self.notes.writes.get(inode.ino)
         is_open = self.session.is_open(inode.ino)
-        if inode.ino in self._fresh and not is_open:
+        if inode.ino in self.notes.fresh and not is_open:
             pass
         elif writes is not None:
             due = min(writes.last + route.debounce, writes.first + route.max_wait)
-        elif inode.ino in self._fresh:
+        elif inode.ino in self.notes.fresh:
             due = pending.since + route.debounce
         return max(due, now, pending.not_before)
 
@@ -213,28 +120,38 @@ class WriteBack:
         """Write back until cancelled."""
         while True:
             self._wake = trio.Event()
-            await self.expand()
-            self._start_due()
+            due = self.queue.next_due()
+            if self.notes or (due is not None and due <= trio.current_time()):
+                most = await self.pace.turn()
+                await self.expand()
+                self._start_due(most)
+            else:
+                self.pace.rest()
             with trio.move_on_at(self._next()):
                 await self._wake.wait()
                 await trio.sleep(TICK)
 
     def _next(self) -> float:
-        return math.inf if (due := self.queue.next_due()) is None else max(due, self.limit.again)
+        due = self.queue.next_due() if self.limit.free else None
+        return math.inf if due is None else due
 
-    def _start_due(self) -> None:
+    def _start_due(self, most: int) -> None:
+        """Begin operations that are due, at most so many."""
         now = trio.current_time()
         batches: dict[Persistence, list[Pending]] = {}
-        while self.limit.free and (pending := self.queue.pop(now)) is not None:
+        while most > 0 and self.limit.free and (pending := self.queue.pop(now)) is not None:
             if not self.transfer.differs(pending.path):
                 self._finish(pending)
                 continue
             due = self._due(pending, now)
             if due > now:
                 self.queue.schedule(pending, due)
-            elif pending.path in self.transfer.busy:
+                continue
+            if pending.path in self.transfer.busy:
                 self._blocked.setdefault(pending.path, set()).add(pending.path)
-            elif (persistence := self._batched(pending)) is None:
+                continue
+            most -= 1
+            if (persistence := self._batched(pending)) is None:
                 self._start(pending)
             else:
                 batch = batches.setdefault(persistence, [])
@@ -268,8 +185,7 @@ class WriteBack:
         finally:
             self.limit.end()
             self._end(pending)
-        self._start_due()
-        self._wake.set()  # for the time of the next one
+        self._go_on()
 
     def _begin(self, pending: Pending) -> None:
         pending.busy = True
@@ -282,7 +198,7 @@ class WriteBack:
         self._claim_ended(pending.path)
         inode, held = self.session.at(pending.path), self.namespace.remote.get(pending.path)
         if inode is not None and held is not None and held.ino == inode.ino:
-            self._fresh.discard(inode.ino)
+            self.notes.fresh.discard(inode.ino)
 
     async def _carry_out_batch(self, persistence: Persistence, batch: list[Pending]) -> None:
         """Many paths in one transaction; what does not fit into one, or was in one that failed, goes alone."""
@@ -291,7 +207,7 @@ class WriteBack:
             for pending in batch:
                 inode = self.transfer.desired(pending.path)
                 if inode is not None:
-                    self._writes.pop(inode.ino, None)
+                    self.notes.writes.pop(inode.ino, None)
             done = await commit(self.session, persistence, {pending.path for pending in batch})
             for pending in batch:
                 if pending.path in done:
@@ -307,14 +223,18 @@ class WriteBack:
             self.limit.end()
             for pending in batch:
                 self._end(pending)
-        self._start_due()
-        self._wake.set()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self.pace.is_lull:
+            self._start_due(ALL)
+        self._wake.set()  # for the time of the next one
 
     async def _try(self, pending: Pending) -> None:
         epoch = self.epoch
         inode = self.transfer.desired(pending.path)
         if inode is not None:
-            self._writes.pop(inode.ino, None)
+            self.notes.writes.pop(inode.ino, None)
         alone, pending.alone = pending.alone, False
         try:
             finished = await self.transfer.step(pending.path, copy=pending.torn >= PATIENCE)

@@ -311,26 +311,6 @@ async def test_at_most_so_many_at_once_as_the_options_say(tmp_path: Path, autoju
         assert 4 <= shelf.most_at_once <= 6
 
 
-async def test_uploads_go_at_a_pace_beside_a_writer_and_at_full_speed_when_it_pauses_or_someone_waits(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    shelf = Shelf()
-    async with opened(tmp_path, shelf) as session:
-        for number in range(1000):
-            await put(session, f"first{number}", b"x")
-            await trio.sleep(0.001)
-        assert 100 < len(shelf.contents) < 300
-        await trio.sleep(0.3)
-        assert len(shelf.contents) == 1000
-        for number in range(1000):
-            await put(session, f"second{number}", b"x")
-            await trio.sleep(0.001)
-        began = trio.current_time()
-        await session.sync()
-        assert trio.current_time() - began < 0.1
-        assert len(shelf.contents) == 2000
-
-
 async def test_ten_thousand_small_files_are_there_within_ten_seconds(tmp_path: Path) -> None:
     shelf = Shelf()
     async with opened(tmp_path, shelf) as session:

@@ -1,0 +1,155 @@
+"""Notes: what requests have changed, until write-back turns it into pending paths.
+
+A request only notes which directory entry or inode it changed. Turning notes into paths may come later: for any path
+whose meaning has changed, the highest entry on it that was changed is noted, and the path of that entry's directory is
+the same before and after. What is noted is compared as it is by then; so what is made and deleted in between costs
+nothing more.
+
+Also known here, because it is told by the same calls: when a file's present generation was first and last written, and
+which files no persistence has seen yet. Owned by `WriteBack`.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from vfs.inode import Inode
+from vfs.records import Dirty, Link, Make, Reclaim, Record, Rename, Unlink
+
+if TYPE_CHECKING:
+    from vfs.persisted import PersistedSession
+
+__all__ = ["Notes", "Writes"]
+
+SLICE = 100  # paths compared without a checkpoint, about a millisecond
+
+
+class Writes:
+    """When this generation of a file was first and last written."""
+
+    __slots__ = ("first", "last")
+
+    def __init__(self, now: float) -> None:
+        self.first = self.last = now
+
+
+class Notes:
+    """`wake` is called when there is something new to compare."""
+
+    def __init__(self, session: PersistedSession, wake: Callable[[], None]) -> None:
+        self.session = session
+        self.namespace = session.namespace
+        self.writes: dict[int, Writes] = {}
+        self.fresh: set[int] = set()
+        self.count = 0  # changes told so far
+        self._wake = wake
+        self._names: deque[tuple[int, bytes]] = deque()
+        self._inodes: dict[int, None] = {}
+        self._steps = 0
+        self._takers: dict[type, Callable[[Any], None]] = {
+            Make: self._made,
+            Link: self._named,
+            Unlink: self._named,
+            Rename: self._renamed,
+            Dirty: self._dirty,
+            Reclaim: self._reclaimed,
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self._names or self._inodes)
+
+    # ---- what the session tells (Observer)
+
+    def committed(self, record: Record, inode: Inode | None) -> None:
+        take = self._takers.get(type(record))
+        if take is not None:
+            self.count += 1
+            take(record)
+
+    def written(self, inode: Inode) -> None:
+        self.count += 1
+        writes = self.writes.get(inode.ino)
+        if writes is not None:
+            writes.last = trio.current_time()
+
+    def released(self, inode: Inode) -> None:
+        if inode.ino in self.fresh:
+            self._inodes[inode.ino] = None
+            self._wake()
+
+    def _named(self, record: Link | Unlink) -> None:
+        self._names.append((record.parent, record.name))
+        self._wake()
+
+    def _made(self, record: Make) -> None:
+        if stat.S_ISREG(record.mode):
+            self.fresh.add(record.ino)
+            self._inodes[record.ino] = None
+            self._wake()
+
+    def _renamed(self, record: Rename) -> None:
+        self._names.append((record.old_parent, record.old_name))
+        self._names.append((record.new_parent, record.new_name))
+        self._wake()
+
+    def _dirty(self, record: Dirty) -> None:
+        self.writes[record.ino] = Writes(trio.current_time())
+        self._inodes[record.ino] = None
+        self._wake()
+
+    def _reclaimed(self, record: Reclaim) -> None:
+        for ino in record.inos:
+            self.writes.pop(ino, None)
+            self.fresh.discard(ino)
+
+    def note_all(self) -> None:
+        self._names.append((self.namespace.root.ino, b""))
+        self._wake()
+
+    # ---- from notes to paths
+
+    async def compare(self, mark: Callable[[bytes], None]) -> None:
+        """Have `mark` look at every path that what was noted so far can concern."""
+        while self:
+            while self._names:
+                parent, name = self._names.popleft()
+                directory = self.namespace.inodes.get(parent)
+                if directory is not None and directory.nlink:
+                    path = self.namespace.path(directory)
+                    await self._mark_under(path + b"/" + name if path and name else path or name, mark)
+            while self._inodes:
+                ino, _ = self._inodes.popitem()
+                inode = self.namespace.inodes.get(ino)
+                if inode is not None:
+                    for path in self.session.paths(inode):
+                        mark(path)
+                    await self._step()
+
+    async def _step(self) -> None:
+        self._steps += 1
+        if self._steps % SLICE == 0:
+            await trio.lowlevel.checkpoint()
+
+    async def _mark_under(self, prefix: bytes, mark: Callable[[bytes], None]) -> None:
+        await self._step()
+        inode = self.session.at(prefix)
+        if inode is None or inode.entries is None or self.namespace.remote.get(prefix) is not None:
+            mark(prefix)
+        for path in [path for path in self.namespace.remote.under(prefix) if path != prefix]:
+            mark(path)
+            await self._step()
+        directories = [] if inode is None or inode.entries is None else [(prefix, inode)]
+        while directories:
+            path, directory = directories.pop()
+            for dentry in list((directory.entries or {}).values()):
+                child = path + b"/" + dentry.name if path else dentry.name
+                if dentry.inode.entries is not None:
+                    directories.append((child, dentry.inode))
+                elif dentry.inode.is_file:
+                    mark(child)
+                await self._step()

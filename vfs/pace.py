@@ -1,0 +1,59 @@
+"""Pace: when write-back works, so that programs need not wait for it.
+
+One process answers requests and writes back; an untar with its uploads in between takes twice as long. So write-back
+works in the lulls: when no request has come for LULL. Programs that think, compile or wait leave many; a burst (untar,
+npm install, git checkout) leaves none until it is over. What has waited for PATIENCE goes out all the same, a few
+at a time, until nothing waits any more. Who waits for write-back itself (a barrier, an fsync, a full cache) is not
+kept waiting by this.
+
+`WriteBack` asks before each round.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import trio
+
+__all__ = ["Pace"]
+
+LULL = 0.02  # seconds
+PATIENCE = 10.0  # seconds; as long as the default `max_wait` of an edit
+FEW = 4  # operations begun in each LULL when patience is over: some 5 % of the time of a fast persistence's session
+ALL = sys.maxsize
+
+
+class Pace:
+    """`requests` counts what was asked of the session so far; `is_urgent`: whether someone waits for write-back."""
+
+    def __init__(self, requests: Callable[[], int], is_urgent: Callable[[], bool]) -> None:
+        self._requests = requests
+        self._is_urgent = is_urgent
+        self._free_at = 0  # requests that had come when a lull was found
+        self._since: float | None = None  # what is due has waited since then
+
+    @property
+    def is_lull(self) -> bool:
+        """Whether write-back may go on: no request has come since a `turn` found a lull."""
+        return self._requests() == self._free_at or self._is_urgent()
+
+    async def turn(self) -> int:
+        """Returns when it is write-back's turn: how many operations it may begin before it asks again."""
+        if self.is_lull:
+            return ALL
+        if self._since is None:
+            self._since = trio.current_time()
+        while True:
+            before = self._requests()
+            await trio.sleep(LULL)
+            if self._requests() == before:
+                self._free_at = before
+            if self.is_lull:
+                return ALL
+            if trio.current_time() > self._since + PATIENCE:
+                return FEW
+
+    def rest(self) -> None:
+        """Nothing is due any more."""
+        self._since = None
