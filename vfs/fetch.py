@@ -24,6 +24,7 @@ from vfs.inode import Inode
 from vfs.persistence import Persistence
 from vfs.records import Renewed
 from vfs.remote import UNKNOWN_SIZE, Entry
+from vfs.sizes import measure
 
 if TYPE_CHECKING:
     from vfs.hydrate import Hydration
@@ -38,6 +39,7 @@ AT_ONCE = 16  # requests in flight
 PAUSES = (0.1, 0.5, 2.0)  # seconds before each retry
 WAITED = 1.0  # seconds; who got nothing after so many is not made to wait for the same once more:
 AGAIN = 0.1  # the kernel asks a second time for one read(2), within so many seconds
+SOON = 10.0  # seconds after a long wait for a file's size in which it is not asked for anew
 LONG = 5.0  # a persistence that took so many seconds to fail has tried again by itself
 
 
@@ -59,10 +61,14 @@ class Fetches:
         self.hydration = hydration
         self._running: dict[tuple[int, int], _Fetch] = {}
         self._slots = trio.Semaphore(AT_ONCE)
+        self._unsized: cachetools.TTLCache[int, OSError] = cachetools.TTLCache(10_000, SOON, timer=trio.current_time)
         self._told: cachetools.TTLCache[int, OSError] = cachetools.TTLCache(1000, AGAIN, timer=trio.current_time)
 
     async def settle(self, inode: Inode) -> None:
-        """Find out the size of a file that was listed as a bare path."""
+        """Find out the size of a file that was listed as a bare path. Who asks again soon after a long wait for nothing
+        (`ls -l`, of file after file) gets the same error."""
+        if (failed := self._unsized.get(inode.ino)) is not None:
+            raise failed.with_traceback(None)
         await self._wait(self._begin(inode, -1))
 
     async def need(self, inode: Inode, first: int, end: int) -> bool:
@@ -134,11 +140,14 @@ class Fetches:
         return fetch
 
     async def _run(self, inode: Inode, fetch: _Fetch, blocks: tuple[int, ...]) -> None:
+        began = trio.current_time()
         try:
             async with self._slots:
                 await self._persistently(inode, blocks)
         except OSError as e:
             fetch.error = e
+            if inode.ino in self.hydration.unsized and trio.current_time() > began + LONG:
+                self._unsized[inode.ino] = e
         except Exception as e:
             log.exception("%s: fetching content of inode %d failed", self.session.id, inode.ino)
             fetch.error = error(errno.EIO, f"inode {inode.ino}", f"{type(e).__name__}: {e}")
@@ -203,16 +212,11 @@ class Fetches:
     async def _size_up(
         self, persistence: Persistence, inode: Inode, path: bytes, entry: Entry, context: Context
     ) -> None:
-        """Find out the size of a file that was listed as a bare path, by its metadata or by reading it."""
-        name = os.fsdecode(path)
-        if "on_stat" in persistence.can:
-            ref = await persistence.stat(name)
-            if ref.size != UNKNOWN_SIZE:
-                self._sized(inode, path, entry, ref.size, ref.version or entry.version, ref.mtime_ns)
-                return
-        content = await persistence.read(name, context)
-        if self._sized(inode, path, entry, len(content), entry.version, None):
-            await self._fill(inode, self.namespace.remote.entries[path], content, 0)
+        """Find out the size of a file that was listed as a bare path."""
+        found = await measure(persistence, os.fsdecode(path), context)
+        is_absent = self._sized(inode, path, entry, found.size, found.version or entry.version, found.mtime_ns)
+        if is_absent and found.content is not None:
+            await self._fill(inode, self.namespace.remote.entries[path], found.content, 0)
 
     def _sized(
         self, inode: Inode, path: bytes, entry: Entry, size: int, version: str | None, mtime_ns: int | None

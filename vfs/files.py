@@ -248,14 +248,15 @@ class Files:
 
     async def set_metadata(self, path: Name, metadata: Mapping[str, str | None]) -> None:
         """Set these (a title, tags ...) and leave the others; None takes one away. The persistence gets them with the
-        file, in `context["metadata"]`. What the persistence itself said can be overridden, and not be taken away."""
+        file, in `context["metadata"]`. What the persistence itself said can be overridden, and taken away until it says
+        something else."""
         inode = self._there(path)
         await self._settle(inode)
         for key, value in metadata.items():
             name = b"user." + os.fsencode(key)
             if value is not None:
                 self.session.setxattr(inode.ino, name, os.fsencode(value), self.caller)
-            elif name in (inode.xattrs or {}):
+            elif name in self.session.listxattr(inode.ino):
                 self.session.removexattr(inode.ino, name, self.caller)
 
     def _metadata(self, inode: Inode) -> dict[str, str]:

@@ -9,7 +9,6 @@ changed there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -19,14 +18,13 @@ from typing import Any
 import trio
 
 from vfs.adoption import adopt
+from vfs.annotated import Annotated
 from vfs.barrier import barrier, persisted
 from vfs.cache import Cache
 from vfs.content import Content
 from vfs.describe import Describe
 from vfs.description import Row
-from vfs.errors import error
 from vfs.fileref import FileRef
-from vfs.guarded import Guarded
 from vfs.hydrate import Hydration
 from vfs.inode import Inode
 from vfs.journal import Journal
@@ -39,9 +37,9 @@ from vfs.policy import Policy
 from vfs.receipt import Pending, Receipt, StoredFile
 from vfs.records import Record, Unlink
 from vfs.refresh import Refresh, Refreshed
-from vfs.remote import Entry
 from vfs.routes import Route, Routes
 from vfs.rules import Changes
+from vfs.sizes import Sizes
 from vfs.state import State
 from vfs.telemetry import Traffic
 from vfs.tree import Caller
@@ -54,7 +52,7 @@ log = logging.getLogger(__name__)
 LEFT = "left"  # a file in the state directory: the process before ended with the descriptions of the tree saved
 
 
-class PersistedSession(Guarded):
+class PersistedSession(Annotated):
     def __init__(
         self,
         session_id: str,
@@ -75,6 +73,7 @@ class PersistedSession(Guarded):
         self.writeback = WriteBack(self, options)
         self.cache = Cache(self)
         self.listing = Refresh(self)
+        self._sizes = Sizes(self)
         self.observers.append(Parts(self))
         self.descriptions = [
             Describe(self, route, route.persistence)
@@ -199,15 +198,6 @@ class PersistedSession(Guarded):
         finally:
             self._frozen.pop(ino).set()
 
-    def metadata_of(self, inode: Inode, held: Entry | None) -> dict[str, str]:
-        """What is kept with the file in the persistence: earlier answers, and the user's own xattrs over them."""
-        metadata = dict(held.metadata) if held is not None and held.metadata else {}
-        for name, value in (inode.xattrs or {}).items():
-            if name.startswith(b"user."):
-                with contextlib.suppress(UnicodeDecodeError):
-                    metadata[name[len(b"user.") :].decode()] = value.decode()
-        return metadata
-
     # ---- what write-back tells
 
     def synced(self, path: bytes, size: int, ref: FileRef) -> None:
@@ -251,15 +241,7 @@ class PersistedSession(Guarded):
         if unsized:
             directory = self.namespace.directory(ino)
             waiting = [d.inode for d in (directory.entries or {}).values() if d.inode.ino in unsized]
-            async with trio.open_nursery() as nursery:
-                for inode in waiting:
-                    nursery.start_soon(self._settle_listed, inode)
-
-    async def _settle_listed(self, inode: Inode) -> None:
-        try:
-            await self.hydration.settle(inode)
-        except OSError as e:
-            log.warning("%s: size of inode %d is not known: %s", self.id, inode.ino, e)
+            await self._sizes.settle(waiting)
 
     def is_settled(self, inode: Inode) -> bool:
         return inode.ino not in self.hydration.unsized
@@ -313,45 +295,6 @@ class PersistedSession(Guarded):
         if changes.size is not None and inode.remote:
             self.hydration.truncated(inode)
         return inode
-
-    def getxattr(self, ino: int, name: bytes) -> bytes:
-        """With what the persistence said about the file, as `user.*`."""
-        xattrs = self.namespace.inode(ino).xattrs
-        if xattrs is not None and name in xattrs:
-            return xattrs[name]
-        if name.startswith(b"user.") and (value := self._metadata(ino).get(name[5:])) is not None:
-            return value
-        raise error(errno.ENODATA, name)
-
-    def listxattr(self, ino: int) -> list[bytes]:
-        own = super().listxattr(ino)
-        return own + [name for key in self._metadata(ino) if (name := b"user." + key) not in own]
-
-    def setxattr(self, ino: int, name: bytes, value: bytes, caller: Caller) -> None:
-        super().setxattr(ino, name, value, caller)
-        self._annotated(ino, name)
-
-    def removexattr(self, ino: int, name: bytes, caller: Caller) -> None:
-        super().removexattr(ino, name, caller)
-        self._annotated(ino, name)
-
-    def _annotated(self, ino: int, name: bytes) -> None:
-        """What is said of a file is written with it, so the file is written again; an image has it anyhow."""
-        inode, newest = self.namespace.inode(ino), self.namespace.remote.newest(ino)
-        if not name.startswith(b"user.") or newest is None or ino in self.hydration.unsized:
-            return
-        persistence = self.place(newest[0]).persistence
-        if persistence is None or not persistence.writes or "on_save_image" in persistence.can:
-            return
-        if inode.remote:
-            self.hydration.back(inode)
-        self._begin_write(inode)
-
-    def _metadata(self, ino: int) -> dict[bytes, bytes]:
-        newest = self.namespace.remote.newest(ino)
-        if newest is None or not newest[1].metadata:
-            return {}
-        return {os.fsencode(key): os.fsencode(value) for key, value in newest[1].metadata.items()}
 
     # ---- durability
 
