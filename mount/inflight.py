@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
+from mount.reserved import open_reserved
 from vfs import failpoints
 from vfs.journal import HEADER_SIZE, frames, segment_path
 from vfs.records import Link, Make, Record, Removexattr, Rename, Setattr, Setxattr, Unlink, decode
@@ -42,11 +43,8 @@ class Place(NamedTuple):
 class InFlight:
     def __init__(self, directory: Path, adopted: bool) -> None:
         """`adopted`: the mount has had a worker before, whose notes count; those of another mount do not."""
-        fd = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_reserved(directory / NAME, SIZE, cleared=not adopted)  # a store into a hole could be a SIGBUS
         try:
-            if not adopted:
-                os.ftruncate(fd, 0)
-            os.posix_fallocate(fd, 0, SIZE)  # a store into a hole on a full disk would be a SIGBUS
             self._table = mmap.mmap(fd, SIZE)
         finally:
             os.close(fd)

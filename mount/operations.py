@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 YEAR = 365 * 24 * 3600.0
 TALLIES: dict[str, Tally] = {}
 """By operation. A process serves one session."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LETTING_GO = 0.1  # seconds
 _FIRST = 2  # readdir: `.` has cookie 1, `..` 2, and an entry its dentry's cookie and 2
 
 P = ParamSpec("P")
@@ -50,6 +52,11 @@ def _answered(handler: _Handler[P, R]) -> _Handler[P, R]:
     async def answer(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
         began = clock()
         try:
+            try:
+                return await handler(self, *args, **kwargs)
+            except OSError as e:
+                if e.errno not in _FULL or not await self._room_comes():
+                    raise
             return await handler(self, *args, **kwargs)
         except FUSEError:
             tally.errors += 1
@@ -98,6 +105,16 @@ class Operations(pyfuse3.Operations):
             pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
         if inos:
             self.session.spawn(trio.to_thread.run_sync, _forget_pages, inos)
+
+    async def _room_comes(self) -> bool:
+        """Was an inode without a name given back just now? The kernel lets go of a deleted file a moment after its
+        unlink(2) has returned, and `rm` followed by a write must do on a full disk."""
+        orphans = self.session.namespace.orphans
+        before = len(orphans)
+        with trio.move_on_after(_LETTING_GO if before else 0):
+            while len(orphans) >= before:  # noqa: ASYNC110 - an event would cost something at every FORGET
+                await trio.sleep(0.002)
+        return len(orphans) < before
 
     def _attributes(self, inode: Inode) -> EntryAttributes:
         session = self.session

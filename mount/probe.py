@@ -11,6 +11,7 @@ Only the worker imports this; `mount.mounted` does the supervisor's side.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -29,12 +30,14 @@ _ANSWERED: Final = ("lookup", "getattr", "setattr", "open", "read", "write", "re
 
 def _nameless_file(directory: Path) -> int:
     """CONTENT on the disk that holds the session; in memory where that is full, for then files must be deletable."""
-    fd, path = tempfile.mkstemp(dir=directory)
-    os.unlink(path)
     try:
-        os.write(fd, CONTENT)
+        with contextlib.ExitStack() as stack:
+            fd, path = tempfile.mkstemp(dir=directory)
+            stack.callback(os.close, fd)
+            os.unlink(path)
+            os.write(fd, CONTENT)
+            stack.pop_all()
     except OSError as e:
-        os.close(fd)
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         fd = os.memfd_create("probe")

@@ -22,6 +22,7 @@ import trio
 
 from mount.handshake import OUT_HEADER
 from mount.resend import UNIQUE_RESEND, Request
+from mount.reserved import open_reserved
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,7 @@ class Notes(msgspec.Struct):
 class Suspicion:
     def __init__(self, directory: Path, adopted: bool) -> None:
         """`adopted`: requests of this mount may have killed a worker before."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if adopted else os.O_TRUNC)
-        self._fd = os.open(directory / NAME, flags, 0o600)
+        self._fd = open_reserved(directory / NAME, _SIZE, cleared=not adopted)
         stored = os.pread(self._fd, _SIZE, 0).rstrip(b"\0")
         self._notes = msgspec.json.decode(stored, type=Notes) if stored else Notes()
         self._alone = trio.Lock()

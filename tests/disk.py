@@ -26,14 +26,15 @@ def small_tmpfs(path: Path, size: int) -> Iterator[Path]:
 
 
 @contextmanager
-def small_ext4(path: Path, size: int) -> Iterator[Path]:
-    """An ext4 of `size` bytes in a file beside `path`, mounted on `path`."""
+def small_ext4(path: Path, size: int, *, inodes: int | None = None) -> Iterator[Path]:
+    """An ext4 of `size` bytes, with room for about `inodes` files, in a file beside `path`, mounted on `path`."""
     _needs_root()
     path.mkdir(parents=True)
     blocks = path.with_name(path.name + ".ext4")
     with blocks.open("wb") as file:
         file.truncate(size)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", blocks], check=True)
+    limit = [] if inodes is None else ["-N", str(inodes)]
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", *limit, blocks], check=True)
     subprocess.run(["mount", "-o", "loop", blocks, path], check=True)
     try:
         yield path
