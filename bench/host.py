@@ -93,6 +93,10 @@ def memory(pid: int) -> float:
     raise ValueError(f"no Pss of {pid}")
 
 
+def percentile(values: Sequence[float], part: int) -> float:
+    return sorted(values)[part * (len(values) - 1) // 100]
+
+
 @contextmanager
 def children(tasks: Sequence[Callable[[], None]]) -> Iterator[list[int]]:
     """A process for each, until the block ends."""
@@ -181,7 +185,7 @@ class Quiet:
 
     def told(self) -> Figures:
         return {
-            f"{what}_p{part}": round(sorted(values)[int(part / 100 * (len(values) - 1))] * 1e6)
+            f"{what}_p{part}": round(percentile(values, part) * 1e6)
             for what, values in (("stat", self.stats), ("read", self.reads))
             for part in (50, 99)
         }
@@ -250,9 +254,12 @@ def untar(host: Host) -> Figures:
 # ---- many small loops
 
 
-def _loop(directory: Path, until: float, tell: int) -> None:
-    """Writes, reads and removes a file until then; how often goes into a pipe."""
+def _loop(directory: Path, gate: tuple[int, int], tell: int) -> None:
+    """Once the gate is closed: writes, reads and removes a file for some seconds; how often goes into a pipe."""
     done, path = 0, directory / "looped"
+    os.close(gate[1])
+    os.read(gate[0], 1)
+    until = time.monotonic() + LOOP_SECONDS
     while time.monotonic() < until:
         path.write_bytes(b"x" * 100)
         path.read_bytes()
@@ -269,17 +276,15 @@ def fairness(counts: list[int]) -> float:
 def loops(host: Host) -> Figures:
     figures: Figures = {"at_once": LOOPS, "seconds": LOOP_SECONDS}
     for name, directories in (("session", host.sessions(LOOPS)), ("plain", host.plains(LOOPS))):
-        read, write = os.pipe()
-        until = time.monotonic() + 1 + LOOP_SECONDS
-        tasks = [partial(_loop, path, until, write) for path in directories]
+        (read, write), gate = os.pipe(), os.pipe()
+        tasks = [partial(_loop, path, gate, write) for path in directories]
         with children(tasks), os.fdopen(read) as told:
-            os.close(write)
+            for fd in (write, *gate):
+                os.close(fd)
             counts = [int(told.readline()) for _ in directories]
         figures[name] = {
             "jain": round(fairness(counts), 3),
-            "least": min(counts),
-            "median": int(statistics.median(counts)),
-            "most": max(counts),
+            **{f"p{part}": percentile(counts, part) for part in (0, 10, 50, 90, 100)},
             "loops_per_s": round(sum(counts) / LOOP_SECONDS),
         }
     return figures

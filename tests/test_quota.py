@@ -109,11 +109,11 @@ async def test_passing_a_soft_limit_is_told_once_until_it_was_below_again(tmp_pa
         ino = create(session, b"f")
         for n in range(5):
             assert await session.write(ino, n * 500, b"x" * 500) == 500
-        assert told == [SoftLimit("bytes", 1500, 1000)]
+        assert told == [SoftLimit("bytes", 1500, 1000, ino)]
         await session.setattr(ino, Changes(size=0), KERNEL)
         await session.write(ino, 0, b"x")
         await session.write(ino, 0, b"x" * 1001)
-        assert told[1:] == [SoftLimit("bytes", 1001, 1000)]
+        assert told[1:] == [SoftLimit("bytes", 1001, 1000, ino)]
         create(session, b"g")
         create(session, b"h")
         create(session, b"i")

@@ -24,11 +24,16 @@ __all__ = ["Quota", "SoftLimit"]
 
 
 class SoftLimit(msgspec.Struct, frozen=True):
-    """A soft limit was passed: `used` is what there will be once the change that passed it is made."""
+    """A soft limit was passed: `used` is what there will be once the change that passed it is made.
+
+    `ino`: the file that a write passed it with; None where it was who asks for the change that is being made, 0 where
+    it was a change of the policy.
+    """
 
     of: Literal["bytes", "inodes"]
     used: int
     limit: int
+    ino: int | None = None
 
 
 class Quota:
@@ -48,10 +53,10 @@ class Quota:
             self._told = dict(before._told)
         if new.soft_bytes != old.soft_bytes:
             self._told.pop("bytes", None)
-            self._check_soft("bytes", self._namespace.bytes, new.soft_bytes)
+            self._check_soft("bytes", self._namespace.bytes, new.soft_bytes, 0)
         if new.soft_inodes != old.soft_inodes:
             self._told.pop("inodes", None)
-            self._check_soft("inodes", self.inodes, new.soft_inodes)
+            self._check_soft("inodes", self.inodes, new.soft_inodes, 0)
 
     @staticmethod
     def needed(policy: Policy) -> bool:
@@ -96,15 +101,15 @@ class Quota:
             end = min(end, inode.size + max(0, policy.quota_bytes - self._namespace.bytes))
             if end <= offset:
                 raise error(errno.EDQUOT, f"inode {inode.ino}")
-        self._check_soft("bytes", self._namespace.bytes + max(0, end - inode.size), policy.soft_bytes)
+        self._check_soft("bytes", self._namespace.bytes + max(0, end - inode.size), policy.soft_bytes, inode.ino)
         return end - offset
 
-    def _check_soft(self, of: Literal["bytes", "inodes"], used: int, limit: int | None) -> None:
+    def _check_soft(self, of: Literal["bytes", "inodes"], used: int, limit: int | None, ino: int | None = None) -> None:
         if limit is None:
             return
         above = used > limit
         if above and not self._told.get(of):
-            self._passed(SoftLimit(of, used, limit))
+            self._passed(SoftLimit(of, used, limit, ino))
         self._told[of] = above
 
     def statvfs(self, disk: os.statvfs_result) -> os.statvfs_result:

@@ -152,7 +152,10 @@ class Rows:
 
     def passed(self, limit: SoftLimit) -> None:
         about = {"limit": {"of": limit.of, "used": limit.used, "limit": limit.limit}}
-        self._note(("soft_limit", time.time_ns(), b"", None, None, 0, 0, 0, 0, None, None, about))
+        assert self._tree is not None
+        actor = self._tree.actor if limit.ino is None else self._openers.get(limit.ino, NOBODY)
+        who = (actor.pid, actor.uid, actor.gid)
+        self._note(("soft_limit", time.time_ns(), b"", None, None, 0, 0, 0, *who, about))
 
     # ---- from records to rows
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 
 from mount.address import short_path
+from mount.webhooks import SIGNATURE, signature
 from tests.daemon.serving import COMMAND, PROJECT, Serving, until
 
 Serve = Callable[..., Serving]
@@ -122,13 +124,16 @@ class Receiving:
 
     def __init__(self) -> None:
         self.taken: list[dict[str, Any]] = []
+        self.signed: list[tuple[str | None, bytes]] = []
         self.status = 204
         receiving = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                event = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                event = json.loads(body)
                 if receiving.status == 204:
+                    receiving.signed.append((self.headers.get(SIGNATURE), body))
                     receiving.taken.append(event)
                 self.send_response(receiving.status)
                 self.send_header("Content-Length", "0")
@@ -157,9 +162,13 @@ class Receiving:
         return [event["seq"] for event in self.taken if event["session"] == session]
 
 
-def test_webhooks_are_told_of_everything_in_order_over_restarts_and_a_receiver_that_was_down(serving: Serve) -> None:
+def test_webhooks_are_told_of_everything_in_order_over_restarts_and_a_receiver_that_was_down(
+    serving: Serve, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("hush\n")
     with Receiving() as hook:
-        settings: dict[str, Any] = {"webhooks": [{"url": hook.url, "sessions": ["desk*"]}]}
+        secret = str(tmp_path / "key")
+        settings: dict[str, Any] = {"webhooks": [{"url": hook.url, "sessions": ["desk*"], "secret_file": secret}]}
         first = serving(**settings)
         first.run("new", "desk")
         first.run("new", "other")
@@ -179,6 +188,11 @@ def test_webhooks_are_told_of_everything_in_order_over_restarts_and_a_receiver_t
         assert hook.numbers("other") == []
         told = [event for event in hook.taken if event["session"] == "desk"]
         assert told == events(second, "desk")
+        for header, body in hook.signed:
+            assert header is not None
+            stamp, _ = (part.split("=", 1)[1] for part in header.split(","))
+            assert header == signature(b"hush", int(stamp), body) and abs(time.time() - int(stamp)) < 60
+        assert "hush" not in second.log() and "/hook" not in second.log()
         second.stop()
         third = serving(webhooks=[{"url": hook.url + "/new"}])
         places = third.state / ".daemon/registry/webhooks.json"
@@ -188,9 +202,22 @@ def test_webhooks_are_told_of_everything_in_order_over_restarts_and_a_receiver_t
         assert hook.taken[-1]["path"] == "/c", "a new receiver is told of what comes"
 
 
-def test_the_soft_limit_of_a_quota_is_an_event(serving: Serve) -> None:
+def test_the_soft_limit_of_a_quota_is_an_event_that_names_who_passed_it(serving: Serve) -> None:
     daemon = serving()
-    daemon.run("new", "desk", "--soft-bytes", "10")
+    daemon.run("new", "desk", "--soft-bytes", "10", "--soft-inodes", "1")
     (daemon.root / "desk/f").write_bytes(b"x" * 11)
-    told = until(lambda: [event for event in events(daemon, "desk") if event["kind"] == "soft_limit"])
-    assert told[0]["limit"] == {"of": "bytes", "used": 11, "limit": 10}
+    (daemon.root / "desk/dir").mkdir()
+
+    def found() -> list[dict[str, Any]]:
+        return [event for event in events(daemon, "desk") if event["kind"] == "soft_limit"]
+
+    told = until(lambda: len(found()) == 2 and found())
+    assert [event["limit"] for event in told] == [
+        {"of": "bytes", "used": 11, "limit": 10},
+        {"of": "inodes", "used": 2, "limit": 1},
+    ]
+    me = Path("/proc/self/comm").read_text().strip()
+    assert [(event["pid"], event["uid"], event["program"]) for event in told] == [(os.getpid(), os.getuid(), me)] * 2
+    daemon.run("policy", "desk", "--soft-bytes", "5")
+    (last,) = until(lambda: found()[2:])
+    assert last["limit"]["limit"] == 5 and "pid" not in last, "no program did it"
