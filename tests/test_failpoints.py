@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.mount import test_takeover
+from tests.storage import test_killed
+from tests.vfs import test_upload_crash
 from vfs import image
 from vfs.failpoints import POINTS
 from vfs.session import KERNEL, Session
@@ -21,6 +24,15 @@ def test_every_point_of_the_list_is_in_the_code_and_no_other() -> None:
     sources = [*PROJECT.glob("vfs/**/*.py"), *PROJECT.glob("mount/**/*.py")]
     reached = {name for path in sources for name in re.findall(r'reach\("([^"]+)"\)', path.read_text())}
     assert reached == POINTS
+
+
+def test_every_point_of_the_list_is_one_that_a_test_kills_at() -> None:
+    """Each of these tests fails where the process did not die at its point."""
+    on_the_way_to_the_bucket = set(test_killed.ON_THE_WAY)
+    in_batches = {point for _, point, _ in test_upload_crash.POINTS}
+    in_requests = {*test_takeover.ON_THE_WAY, *test_takeover.IN_TAKEOVER}
+    in_images = {point for point in POINTS if point.startswith("image.")}
+    assert on_the_way_to_the_bucket | in_batches | in_requests | in_images == POINTS
 
 
 def test_an_unknown_point_is_refused() -> None:

@@ -156,6 +156,7 @@ OPERATIONS = [create, create_open, mkdir, mknod, symlink, link, unlink, rmdir, r
 OPERATIONS += [exchange, chmod, truncate, truncate_by_open, utimens, setxattr, removexattr, write]
 # Points on the way of a request that changes names or attributes, and of the takeover itself.
 ON_THE_WAY = ["journal.before-record", "journal.after-record", "record.applied", "answer.sent"]
+IN_TAKEOVER = ["recovery.before-end", "takeover.recalled", "takeover.matched"]
 
 
 @pytest.fixture
@@ -205,7 +206,7 @@ def test_every_operation_is_done_once_when_the_worker_is_killed_in_it(
     assert session.log.read_text().count("was killed by signal 9") >= len(OPERATIONS)
 
 
-@pytest.mark.parametrize("point", ["recovery.before-end", "takeover.recalled", "takeover.matched"])
+@pytest.mark.parametrize("point", IN_TAKEOVER)
 def test_a_successor_that_is_killed_while_it_takes_over_gets_a_successor(
     mounted: Mount, armed: Callable[[str], Path], point: str
 ) -> None:
@@ -213,8 +214,8 @@ def test_a_successor_that_is_killed_while_it_takes_over_gets_a_successor(
     mark.touch()  # nobody dies of it yet
     session = mounted("takeover")
     furnish(session.path)
+    mark.unlink()  # the worker that is there has passed these points
     dead = kill_worker("takeover")
-    mark.unlink()
     exchange(session.path)
     assert mark.exists()
     assert session.log.read_text().count("was killed by signal 9") == 2

@@ -93,6 +93,8 @@ def test_what_a_receipt_promised_is_there_from_an_empty_state_after_everything_w
     server: Server = request.getfixturevalue(kind)
     storage = url(server.url, server.new_bucket())
     here = mounted("work", "--storage", storage)
+    named = f"{server.url} (bucket " in here.log.read_text() and "ignores conditional writes" in here.log.read_text()
+    assert named is not server.conditional
     populate(here.path)
     os.rename(here.path / "code", here.path / "renamed")
     synced(here)

@@ -1,0 +1,83 @@
+"""kill -9 at every failure point on the way to the bucket; then the session from an empty state directory elsewhere.
+
+Every file that a receipt named is there, byte for byte, with modes, links, times and empty directories; what was under
+way is there as it was or as it should become, and nothing is there in part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.storage import killing
+from tests.storage.conftest import Open
+from tests.storage.servers import ACCESS, SECRET, Server
+from tests.vfs.shelf import routes
+from vfs.failpoints import POINTS
+from vfs.session import Session
+from vfs.storage.writer import sole_writer
+
+pytestmark = pytest.mark.s3
+
+ON_THE_WAY = sorted(point for point in POINTS if point.startswith(("s3.", "upload.", "move.", "delete.")))
+PARTS = [point for point in ON_THE_WAY if point.startswith("s3.multipart.")]
+CASES = [*((point, "") for point in ON_THE_WAY), *((point, "copy") for point in PARTS)]
+assert len(PARTS) == 3
+
+DIRECTORIES = {"renamed", "tree", "tree/deep"}
+
+
+def killed(server: Server, bucket: str, state: Path, point: str, copy: str) -> dict[str, list[Any]]:
+    """What the receipt promised of a process that has died at the point; fails if it has not."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.storage.killing", server.url, bucket, state, point, *filter(None, [copy])],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET},
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    promised: dict[str, list[Any]] = json.loads(done.stdout)
+    assert len(promised) == 14
+    return promised
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(("point", "copy"), CASES)
+async def test_what_a_receipt_named_is_there_from_an_empty_state(
+    moto: Server, open_s3: Open, tmp_path: Path, point: str, copy: str
+) -> None:
+    bucket = moto.new_bucket()
+    promised = killed(moto, bucket, tmp_path / "here", point, copy)
+    s3 = await open_s3(moto, bucket, read_patience=25.0)
+    there = tmp_path / "there"
+    async with (
+        sole_writer(s3, there / killing.SESSION, steal=True),
+        Session.open(killing.SESSION, there, routes=routes(s3)) as session,
+    ):
+        found = await killing.described(session)
+        assert session.getxattr(session.lookup(1, b"kept").ino, b"user.note") == b"\0\xff"
+        assert session.lookup(1, b"kept") is session.namespace.walk(b"folder/twin")
+    moves = {"moved": "moved here", "tree/one": "renamed/one", "tree/deep/two": "renamed/deep/two", "big": "big here"}
+    for path, entry in promised.items():
+        if path in ("gone", "edited", "mode", *moves) and not (path == "big" and not copy):
+            continue
+        assert path in DIRECTORIES or found[path] == entry, path
+    inside = {path: entry[3] for path, entry in promised.items()}
+    for old, new in moves.items():
+        assert {found[path][3] for path in (old, new) if path in found} == {inside[old]}, old
+    assert found["edited"][3] in (inside["edited"], sha(killing.EDITED))
+    assert found["mode"][3] == inside["mode"]
+    assert found.get("gone", promised["gone"]) == promised["gone"]
+    for path, content in (("new", killing.NEW), ("new big", killing.NEW_BIG)):
+        assert path not in found or found[path][3] == sha(content)
