@@ -35,6 +35,7 @@ from mount.messages import (
     Unmount,
 )
 from vfs.errors import single
+from vfs.policy import Policy
 
 __all__ = ["ROUTES", "Route", "application"]
 
@@ -61,7 +62,8 @@ _STATUS: Final = {
 
 
 class Route(NamedTuple):
-    """`query`: parameter -> what it means. `body`, `answer`: a message's type, or a MIME type."""
+    """`query`: parameter -> what it means, and its schema. `body`, `answer`: a message's type, or a MIME type. `alike`:
+    another status with the same answer."""
 
     method: str
     path: str
@@ -70,7 +72,8 @@ class Route(NamedTuple):
     status: int = 200
     body: Any = None
     answer: Any = None
-    query: dict[str, str] = {}
+    query: dict[str, tuple[str, dict[str, Any]]] = {}
+    alike: int | None = None
 
 
 class TooLarge(ValueError):
@@ -257,11 +260,14 @@ ROUTES: Final = (
         "Take a session off this host",
         remove_session,
         204,
-        query={"purge": "also what its storage holds", "force": "also with containers or pending changes"},
+        query={
+            "purge": ("also what its storage holds", openapi.FLAG),
+            "force": ("also with containers or pending changes", openapi.FLAG),
+        },
     ),
     Route("POST", _SESSION + "/mount", "Mount it", mount_session, answer=SessionStatus),
     Route("POST", _SESSION + "/unmount", "Sync and unmount it", unmount_session, 200, Unmount, SessionReceipt),
-    Route("PATCH", _SESSION + "/policy", "Change its policy", change_policy, 200, dict[str, Any], SessionStatus),
+    Route("PATCH", _SESSION + "/policy", "Change its policy", change_policy, 200, Policy, SessionStatus),
     Route("POST", _SESSION + "/sync", "All that was written before is persisted", sync_session, answer=SessionReceipt),
     Route("POST", _SESSION + "/refresh", "Take up others' changes now", refresh_session, answer=dict[str, int]),
     Route("POST", _SESSION + "/flush", "Try what is pending now", flush_session, answer=SessionStatus),
@@ -271,9 +277,9 @@ ROUTES: Final = (
         "Wait until real I/O works",
         wait_for_session,
         answer=SessionHealth,
-        query={"timeout": "seconds, 30 if left out"},
+        query={"timeout": ("seconds, 30 if left out", openapi.SECONDS)},
     ),
-    Route("GET", _SESSION + "/health", "Real I/O through its mount", session_health, answer=SessionHealth),
+    Route("GET", _SESSION + "/health", "Real I/O through its mount", session_health, answer=SessionHealth, alike=503),
     Route(
         "GET",
         _SESSION + "/events",
@@ -281,15 +287,18 @@ ROUTES: Final = (
         session_events,
         answer="application/x-ndjson",
         query={
-            "since": "the number of the last event that is known, 0 if left out; `now`: only what comes",
-            "follow": "go on with what comes",
+            "since": (
+                "the number of the last event that is known, 0 if left out; `now`: only what comes",
+                openapi.SINCE,
+            ),
+            "follow": ("go on with what comes", openapi.FLAG),
         },
     ),
     Route("GET", _SESSION + "/export", "Its files as tar", export_session, answer="application/x-tar"),
     Route(
         "PUT", _SESSION + "/files", "Files from tar into it", import_session, 200, "application/x-tar", SessionStatus
     ),
-    Route("GET", "/v1/health", "Real I/O through all mounts", health, answer=Health),
+    Route("GET", "/v1/health", "Real I/O through all mounts", health, answer=Health, alike=503),
     Route("GET", "/v1/alive", "The daemon's loop turns", alive, answer="text/plain"),
     Route("GET", "/v1/audit/verify", "Check the audit log", verify_audit, answer=audit.Head),
     Route("GET", "/metrics", "Prometheus metrics", show_metrics, answer="text/plain"),
@@ -339,7 +348,9 @@ def application(daemon: Daemon) -> Starlette:
     async def missing(request: Request, error: Exception) -> Response:
         log.warning("%s %s by %s: no such route", request.method, ascii(request.url.path), peer_of(request))
         status = getattr(error, "status_code", 404)
-        return answer(Problem(message=f"no such route; GET /v1/openapi.json describes them all ({status})"), status)
+        response = answer(Problem(message=f"no such route; GET /v1/openapi.json describes them all ({status})"), status)
+        response.headers.update(getattr(error, "headers", None) or {})  # which methods there are
+        return response
 
     routes = [StarletteRoute(route.path, _endpoint(daemon, route), methods=[route.method]) for route in ROUTES]
     return Starlette(routes=routes, exception_handlers={404: missing, 405: missing})

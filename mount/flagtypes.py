@@ -14,9 +14,7 @@ __all__ = ["DIRECTORY"]
 class _Directory(click.Path):
     """A directory, there or not. An empty one, which scripts give by mistake, would be the current directory."""
 
-    def convert(
-        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("it is empty; name a directory", param, ctx)
         return super().convert(value, param, ctx)

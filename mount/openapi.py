@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from mount.messages import Problem
-from vfs.policy import Policy
+from vfs.fileref import SESSION_ID
+from vfs.policy import SIZE, UMASK, Policy
 
 if TYPE_CHECKING:
     from mount.api import Route
 
-__all__ = ["document"]
+__all__ = ["FLAG", "SECONDS", "SINCE", "document"]
 
+FLAG: Final = {"type": "boolean"}
+SECONDS: Final = {"type": "number", "minimum": 0, "maximum": 3600}
+SINCE: Final = {"type": "string", "pattern": "^(now|[0-9]{1,18})$"}
+_PATH: Final = {"session": {"type": "string", "pattern": f"^{SESSION_ID}$"}}
 _REF: Final = "#/components/schemas/{name}"
 
 
@@ -25,6 +30,8 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     types = [kind for route in routes for kind in (route.body, route.answer) if _is_message(kind)]
     schemas, components = msgspec.json.schema_components([*types, Problem, Policy], ref_template=_REF)
     schema = {repr(kind): found for kind, found in zip([*types, Problem, Policy], schemas, strict=True)}
+    _admit_text(components["Policy"]["properties"])
+    components["NewSession"]["properties"]["policy"] = schema[repr(Policy)]
     paths: dict[str, Any] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema)
@@ -41,6 +48,15 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     }
 
 
+def _admit_text(policy: dict[str, Any]) -> None:
+    """Sizes and the umask may be written as a person does (`vfs.policy.parse`)."""
+    for name, field in policy.items():
+        if name.endswith("_bytes"):
+            policy[name] = {"anyOf": [field, {"type": "string", "pattern": SIZE}]}
+        elif name == "umask":
+            policy[name] = {"anyOf": [field, {"type": "string", "pattern": UMASK}]}
+
+
 def _is_message(kind: Any) -> bool:
     return kind is not None and not isinstance(kind, str)
 
@@ -53,12 +69,12 @@ def _content(kind: Any, schema: dict[str, Any]) -> dict[str, Any]:
 
 def _operation(route: Route, schema: dict[str, Any]) -> dict[str, Any]:
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {"name": name, "in": "path", "required": True, "schema": _PATH[name]}
         for name in re.findall(r"{(\w+)}", route.path)
     ]
     parameters += [
-        {"name": name, "in": "query", "required": False, "description": meaning, "schema": {"type": "string"}}
-        for name, meaning in route.query.items()
+        {"name": name, "in": "query", "required": False, "description": meaning, "schema": kind}
+        for name, (meaning, kind) in route.query.items()
     ]
     answer: dict[str, Any] = {"description": "done"}
     if route.answer is not None:
@@ -70,6 +86,8 @@ def _operation(route: Route, schema: dict[str, Any]) -> dict[str, Any]:
         "parameters": parameters,
         "responses": {str(route.status): answer, "4XX": problem, "5XX": problem},
     }
+    if route.alike is not None:
+        operation["responses"][str(route.alike)] = answer
     if route.body is not None:
         operation["requestBody"] = {"content": _content(route.body, schema)}
     return operation

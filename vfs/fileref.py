@@ -74,7 +74,8 @@ def generate_session_id() -> str:
     return base64.urlsafe_b64encode(os.urandom(12)).decode()
 
 
-_SESSION_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+SESSION_ID = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
+_SESSION_ID = re.compile(SESSION_ID)
 
 
 def validate_session_id(session_id: str) -> str:

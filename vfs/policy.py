@@ -82,20 +82,22 @@ def _value(name: str, value: object) -> object:
     if name.endswith("_bytes"):
         return parse_size(value)
     if name == "umask":
-        if not re.fullmatch(r"0?o?[0-7]{1,4}", value):
+        if not re.fullmatch(UMASK, value):
             raise ValueError(f"umask {value!r}: up to three octal digits are needed, like 022")
         return int(value.replace("o", ""), 8)
     return value
 
 
+UMASK = "0?o?[0-7]{1,4}"
+SIZE = "([0-9]+(?:[.][0-9]+)?) *([kmgtKMGT]?)([iI]?[bB])?"
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def parse_size(text: str) -> int:
     """Bytes: "4096", "10MB" (10,000,000), "10MiB" or "10M" (10,485,760, as dd and du have it)."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?b)?", text.strip().lower())
+    found = re.fullmatch(SIZE, text.strip())
     if found is None:
         raise ValueError(f"size {text!r}: a number of bytes, or one like 500MB, 10GiB or 10G, is needed")
-    number, prefix, suffix = found.groups()
-    return int(float(number) * (_UNITS if suffix == "b" else _BINARY)[prefix])
+    number, prefix, suffix = found.groups(default="")
+    return int(float(number) * (_UNITS if suffix.lower() == "b" else _BINARY)[prefix.lower()])
