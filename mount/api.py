@@ -344,6 +344,15 @@ def _endpoint(daemon: Daemon, route: Route) -> Callable[[Request], Awaitable[Res
     return endpoint
 
 
+def _chosen(
+    endpoints: dict[str, Callable[[Request], Awaitable[Response]]],
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await endpoints["GET" if request.method == "HEAD" else request.method](request)
+
+    return endpoint
+
+
 def application(daemon: Daemon) -> Starlette:
     async def missing(request: Request, error: Exception) -> Response:
         log.warning("%s %s by %s: no such route", request.method, ascii(request.url.path), peer_of(request))
@@ -352,5 +361,8 @@ def application(daemon: Daemon) -> Starlette:
         response.headers.update(getattr(error, "headers", None) or {})  # which methods there are
         return response
 
-    routes = [StarletteRoute(route.path, _endpoint(daemon, route), methods=[route.method]) for route in ROUTES]
+    methods: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
+    for route in ROUTES:
+        methods.setdefault(route.path, {})[route.method] = _endpoint(daemon, route)
+    routes = [StarletteRoute(path, _chosen(endpoints), methods=list(endpoints)) for path, endpoints in methods.items()]
     return Starlette(routes=routes, exception_handlers={404: missing, 405: missing})

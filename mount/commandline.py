@@ -11,6 +11,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,18 +77,26 @@ def show(message: Any, as_json: bool) -> None:
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
         if value not in (None, {}, []):
-            click.echo(f"{name:<{width}}  {_told(value)}")
+            told = (
+                datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds") if name == "made" else _told(value)
+            )
+            click.echo(f"{name:<{width}}  {told}")
 
 
 _MANY: Final = 16  # more than a person reads on one line
 
 
 def _told(value: Any) -> str:
-    if isinstance(value, dict | list) and len(value) > _MANY:
+    if isinstance(value, dict | list) and (len(value) > _MANY or _is_deep(value)):
         return f"{len(value)} (--json shows them)"
     if isinstance(value, dict):
         return " ".join(f"{name}={_told(inner)}" for name, inner in value.items() if inner is not None)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _is_deep(value: Any) -> bool:
+    """A dict of dicts, such as the operations of a session."""
+    return isinstance(value, dict) and bool(value) and all(isinstance(inner, dict) for inner in value.values())
 
 
 def table(headings: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:

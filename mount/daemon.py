@@ -333,14 +333,16 @@ class Daemon:
                 else SessionReceipt(session=hosted.session, files=0, bytes=0, pending=0)
             )
         hosted.enter("unmounting")
-        mounted, hosted.mounted = hosted.mounted, None
+        hosted.leaving, hosted.mounted = hosted.mounted, None
         try:
             async with self._mounting:
                 receipt = receipt_of(await self._supervisor.unmount(hosted.session))
         except BaseException as e:
-            hosted.mounted = mounted
+            hosted.mounted = hosted.leaving
             hosted.enter("failed", str(e) or type(e).__name__)
             raise
+        finally:
+            hosted.leaving = None
         await trio.to_thread.run_sync(remove_empty, hosted.mountpoint)
         await self._define(hosted, receipt=msgspec.to_builtins(receipt))
         hosted.enter("unmounted")

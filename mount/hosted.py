@@ -38,6 +38,7 @@ class Hosted:
         self.state: State = "unmounted"
         self.error: str | None = None
         self.mounted: Mounted | None = None
+        self.leaving: Mounted | None = None  # while it is being unmounted: its worker still says what is pending
         self.changed = trio.Event()
         self._settings = settings
         self._probing = trio.Lock()
@@ -120,8 +121,8 @@ class Hosted:
         )
         if definition.receipt is not None:
             status.receipt = msgspec.convert(definition.receipt, SessionReceipt)
-        if self.mounted is not None:
-            await self._ask_worker(status, self.mounted)
+        if (mounted := self.mounted or self.leaving) is not None:
+            await self._ask_worker(status, mounted)
         return status
 
     async def _ask_worker(self, status: SessionStatus, mounted: Mounted) -> None:

@@ -33,7 +33,9 @@ def test_a_sessions_whole_life_by_command(daemon: Serving) -> None:
     assert (daemon.root / "desk/file").read_text() == "content"
     daemon.run("rm", "desk", status=5)
     assert (daemon.root / "desk/file").read_text() == "content", "a refused rm harms nothing"
-    daemon.run("rm", "desk", "--purge")
+    daemon.run("rm", "desk", "nope", "--purge", status=4)
+    assert (daemon.root / "desk/file").read_text() == "content", "nor one that names another that is not there"
+    assert daemon.json("rm", "desk", "--purge") == {"session": "desk", "removed": True, "purged": True}
     assert daemon.run("ls", "-q").stdout == b"" and not (daemon.state / "desk").exists()
     assert not (daemon.root / "desk").exists()
 
