@@ -88,10 +88,11 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 class Order(msgspec.Struct, frozen=True):
     """What the zygote is told. `fork` comes with the /dev/fuse descriptor and the worker's end of a channel; `keep`
-    with the descriptor alone: until the next `fork` for that session, one is done should the supervisor die.
+    with the descriptor alone, of a session that sleeps. Should the supervisor die, the zygote keeps both kinds of mount
+    alive, until it is told to `forget` one.
     """
 
-    what: Literal["fork", "keep"]
+    what: Literal["fork", "keep", "forget"]
     start: Start
 
 

@@ -32,6 +32,7 @@ class WorkerHandle:
         self.gone = trio.Event()
         self.failure: Exception | None = None
         self.receipt: Receipt | None = None
+        self.since = trio.current_time()
         self.progressed = False  # has it answered a request?
 
     async def handle(self, name: str, arguments: dict[str, Any], descriptors: list[int]) -> Answer:

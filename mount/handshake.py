@@ -104,7 +104,7 @@ class Agreement(NamedTuple):
             )
 
 
-def answer(fd: int, *, timeout: float = 10.0) -> Agreement:
+def answer(fd: int, *, timeout: float = 10.0, wanted: int = WANTED) -> Agreement:
     """Read FUSE_INIT from a freshly mounted descriptor, answer it, and return what was agreed."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
@@ -114,19 +114,19 @@ def answer(fd: int, *, timeout: float = 10.0) -> Agreement:
     _, opcode, unique, *_ = HEADER.unpack_from(request)
     if opcode != FUSE_INIT:
         raise OSError(errno.EPROTO, f"expected FUSE_INIT, the kernel sent opcode {opcode}")
-    agreed, reply = negotiate(request[HEADER.size :])
+    agreed, reply = negotiate(request[HEADER.size :], wanted)
     os.write(fd, OUT_HEADER.pack(OUT_HEADER.size + len(reply), 0, unique) + reply)
     return agreed
 
 
-def negotiate(offer: bytes) -> tuple[Agreement, bytes]:
+def negotiate(offer: bytes, wanted: int = WANTED) -> tuple[Agreement, bytes]:
     """The kernel's fuse_init_in -> what is agreed, and the fuse_init_out that says so."""
     offer = offer.ljust(INIT_IN.size, b"\0")  # shorter before 7.36
     major, minor, readahead, low, high = INIT_IN.unpack_from(offer)
     offered = low | (high << 32 if low & INIT_EXT else 0)
     if major != MAJOR or REQUIRED & ~offered or minor < 23:
         raise OSError(errno.EPROTO, f"the kernel's FUSE {major}.{minor} is too old; Linux 4.20 or newer is needed")
-    agreed = Agreement(min(minor, MINOR), readahead, offered & WANTED)
+    agreed = Agreement(min(minor, MINOR), readahead, offered & wanted)
     reply = INIT_OUT.pack(
         MAJOR,
         agreed.minor,

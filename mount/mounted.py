@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import secrets
 import signal
@@ -22,17 +23,17 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from mount import bdi, fdstore, handshake, holders, liveness, mountpoint, readiness
+from mount import bdi, fdstore, handshake, holders, liveness, mountpoint, readiness, resend
 from mount.channel import BrokenChannel, Channel, pair
 from mount.config import Connection, MountConfig, Receipt, Start
 from mount.handle import WorkerHandle
+from mount.keeper import next_delay
 from mount.spawner import Child, Spawner
 
 log = logging.getLogger(__name__)
 
-FIRST_DELAY: Final = 0.1
-LONGEST_DELAY: Final = 30.0
 FLUSH_LIMIT: Final = 30.0
+RETRY_AFTER: Final = 1.0
 START_LIMIT: Final = 120.0  # seconds for a worker to open its session; recovery of 100,000 files takes a few
 
 
@@ -81,7 +82,8 @@ class Mounted:
             attached = mountpoint.attach(path, self.config.session, read_only=self.config.read_only)
         self.fd = attached.fd
         try:
-            agreement = handshake.answer(attached.fd)
+            wanted = handshake.WANTED if self.config.can_resend else handshake.WANTED & ~handshake.HAS_RESEND
+            agreement = handshake.answer(attached.fd, wanted=wanted)
         except BaseException:
             mountpoint.detach(path, lazy=True)
             os.close(attached.fd)
@@ -100,24 +102,33 @@ class Mounted:
             self.worker.child.kill(signal.SIGKILL)
             await self.worker.gone.wait()
         await trio.to_thread.run_sync(lambda: mountpoint.detach(self.config.mountpoint_path, lazy=True))
-        self._close()
+        await self._close()
 
-    def _close(self) -> None:
-        """Let go of the descriptor: the last one closed ends the connection."""
+    async def _let_go(self) -> None:
+        """Of the descriptor, of which the zygote has a duplicate: the last one closed ends the connection."""
         if self.fd >= 0:
+            await self._spawner.forget(self._next)
             os.close(self.fd)
             self.fd = -1
+
+    async def _close(self) -> None:
+        await self._let_go()
         fdstore.forget(self.config)
         self.phase = "gone"
         self.gone.set()
 
     # ---- its worker
 
+    @property
+    def _next(self) -> Start:
+        """What the next worker of this mount is told."""
+        assert self.connection is not None
+        return Start(config=self.config, connection=self.connection, adopted=True)
+
     async def _employ(self, *, probe: bytes | None, adopted: bool) -> None:
         """Start a worker and wait until it serves; raises what it failed with."""
-        assert self.connection is not None
         ours, theirs = pair()
-        start = Start(config=self.config, connection=self.connection, adopted=adopted, probe=probe)
+        start = msgspec.structs.replace(self._next, adopted=adopted, probe=probe)
         with theirs, trio.CancelScope(shield=True):
             child = await self._spawner.fork(start, self.fd, theirs)
         self.worker = worker = WorkerHandle(child, Channel(ours))
@@ -128,10 +139,11 @@ class Mounted:
         """Keep the session served until it is stopped, or unmounted by someone else."""
         with self._running:
             while self.receipt is None:
-                assert self.worker is not None
                 if self.phase == "idle":
                     await self._wake()
-                elif not self.worker.gone.is_set():
+                    continue
+                assert self.worker is not None
+                if not self.worker.gone.is_set():
                     if await liveness.idle(self, self.worker):
                         await self._hibernate(self.worker)
                 elif self.worker.receipt is None:
@@ -139,22 +151,25 @@ class Mounted:
                 else:
                     log.info("%s: %s was unmounted from outside", self.config.session, self.config.mountpoint_path)
                     self.receipt = self.worker.receipt
-                    self._close()
+                    await self._close()
         self._ran.set()
 
     async def _hibernate(self, worker: WorkerHandle) -> None:
-        """The mount stays, the worker goes. Should we die meanwhile, the zygote has one started."""
-        assert self.connection is not None
-        start = Start(config=self.config, connection=self.connection, adopted=True)
+        """The mount stays, the worker goes."""
         with trio.CancelScope(shield=True):  # a stop must not meet a worker that takes nothing any more
-            await self._spawner.keep(start, self.fd)
             has_work_left = await worker.retire()
-        if worker.receipt is None:
-            log.info("%s: idle; a worker is started at the next request", self.config.session)
-            self._woken = trio.Event()
-            if has_work_left:  # a request came in that very moment
-                self._woken.set()
-            self.phase = "idle"
+            if worker.receipt is not None:
+                return
+            await self._sleep()
+        if has_work_left:  # a request came in that very moment
+            self.wake()
+
+    async def _sleep(self) -> None:
+        """Without a worker from now on. Should we die meanwhile, the zygote starts one when something is asked."""
+        await self._spawner.keep(self._next, self.fd)
+        log.info("%s: idle; a worker is started at the next request", self.config.session)
+        self._woken = trio.Event()
+        self.phase = "idle"
 
     def wake(self) -> None:
         """Have a worker started now, if the session is idle."""
@@ -164,15 +179,33 @@ class Mounted:
         """Wait for a request, and start a worker for it."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_after, self._woken, nursery.cancel_scope)
-            await trio.lowlevel.wait_readable(self.fd)
+            nursery.start_soon(self._stay_kept)
+            await self._asked()
             nursery.cancel_scope.cancel()
         self.phase = "starting"
+        before = self.worker
         try:
             await self._employ(probe=None, adopted=True)
         except (OSError, ValueError) as error:
-            log.error("%s: no worker could be started: %s", self.config.session, error)
+            if self.worker is before:  # else it is told as that worker's death
+                log.error("%s: no worker could be started: %s", self.config.session, error)
+                await trio.sleep(RETRY_AFTER)
+                self.phase = "idle"
+                self.wake()
             return
         self.phase = "serving"
+
+    async def _asked(self) -> None:
+        """Until a request waits for an answer."""
+        assert self.connection is not None
+        await trio.lowlevel.wait_readable(self.fd)
+        while self.connection.agreement.can_resend and not resend.is_asked(self.fd):
+            await trio.lowlevel.wait_readable(self.fd)
+
+    async def _stay_kept(self) -> None:
+        while True:
+            await self._spawner.lost.wait()
+            await self._spawner.keep(self._next, self.fd)
 
     async def _replace(self, dead: WorkerHandle) -> None:
         self.restarts += 1
@@ -180,12 +213,13 @@ class Mounted:
         self.last_death = f"worker {dead.child.pid} {dead.child.death}"
         if dead.failure is not None:
             self.last_death += f": {dead.failure}"
-        self._delay = 0.0 if dead.progressed else min(max(FIRST_DELAY, self._delay * 2), LONGEST_DELAY)
+        lived = math.inf if dead.progressed else trio.current_time() - dead.since
+        self._delay = next_delay(self._delay, lived)
         log.error("%s: %s; the next in %g s", self.config.session, self.last_death, self._delay)
         await trio.sleep(self._delay)
         assert self.connection is not None
         try:
-            if self.config.can_resend and self.connection.agreement.can_resend:
+            if self.connection.agreement.can_resend:
                 await self._employ(probe=None, adopted=True)
             else:
                 await self._mount_anew()
@@ -204,22 +238,21 @@ class Mounted:
             self.config.mountpoint_path,
         )
         assert self.connection is not None
-        mountpoint.abort(self.connection.device)
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        mountpoint.abort(self.config.mountpoint_path, self.connection.device)
+        await self._let_go()
         await trio.to_thread.run_sync(self._attach)
         await self._employ(probe=None, adopted=False)
 
     # ---- a mount that is there already
 
     async def adopt(self, sock: socket.socket, *, renew: bool) -> None:
-        """Take over from a dead supervisor: its worker, found by its socket, goes on, and gives us the descriptor."""
+        """Take over from a dead supervisor: its worker, found by its socket, goes on, and gives us the descriptor. Of a
+        session that sleeps, the keeper gives it."""
         channel = Channel(sock)
         pid = channel.peer
         child = Child(pid, os.pidfd_open(pid))
         child.reported.set()  # it is no child of our zygote: nobody tells us how it died
-        self.worker = worker = WorkerHandle(child, channel)
+        worker = WorkerHandle(child, channel)
         self._nursery.start_soon(worker.attend)
         about, (self.fd,) = await channel.call("descriptor")
         start = msgspec.convert(about["start"], Start)
@@ -230,18 +263,23 @@ class Mounted:
             channel.close()
             raise
         await channel.call("adopt")
+        self.connection = start.connection
+        if about.get("asleep"):
+            channel.close()
+            await self._sleep()
+            return
+        self.worker = worker
         worker.ready.set()
         worker.progressed = True
-        self.connection = start.connection
         log.info("%s: worker %d goes on under this supervisor", self.config.session, pid)
         if renew or start.config != self.config:
             await self.renew()
         self.phase = "serving"
 
-    async def resume(self, fd: int) -> None:
+    async def resume(self, fd: int, known: Connection) -> None:
         """Go on with a mount of which nothing is left but the descriptor."""
         self.fd = fd
-        self.connection = fdstore.known(self.config)
+        self.connection = known
         await self._employ(probe=None, adopted=True)
         log.info("%s: the mount goes on with the descriptor that the service manager kept", self.config.session)
         self.phase = "serving"
@@ -291,7 +329,7 @@ class Mounted:
             await self._flush_pages()
             await trio.to_thread.run_sync(self._detach)
             self.receipt = await self._stop_worker()
-            self._close()
+            await self._close()
         return self.receipt
 
     async def hurry(self) -> None:
@@ -302,8 +340,7 @@ class Mounted:
 
     async def _flush_pages(self) -> None:
         """Pages changed through mappings; for these a worker is needed. What takes too long is not waited for."""
-        assert self.worker is not None
-        if self.worker.gone.is_set():
+        if self.worker is None or self.worker.gone.is_set():
             await self._employ(probe=None, adopted=True)
         with trio.move_on_after(FLUSH_LIMIT) as limit:
             await trio.to_thread.run_sync(readiness.flush_pages, self.config.mountpoint_path, abandon_on_cancel=True)

@@ -35,6 +35,7 @@ CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 CLAIM_LIMIT: Final = 1.0  # seconds; mounting takes some milliseconds
 
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
+MNT_FORCE = 1
 MNT_DETACH = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -332,11 +333,13 @@ def has_ended(fd: int) -> bool:
     return bool(poll.poll(0))  # POLLERR: the kernel has ended the connection
 
 
-def abort(device: str) -> bool:
-    """End the connection whatever is in flight (fusectl); False where that file system is not mounted or not ours."""
+def abort(mountpoint: Path, device: str) -> None:
+    """End the connection whatever is in flight: through fusectl, or where that is not mounted, as umount(8) -f does it.
+
+    An ordinary user can do neither where fusectl is not mounted: there it ends with the last descriptor of it.
+    """
     minor = device.partition(":")[2]
     try:
         (CONNECTIONS / minor / "abort").write_text("1")
     except (FileNotFoundError, PermissionError):
-        return False
-    return True
+        _libc.umount2(os.fsencode(mountpoint), MNT_FORCE)  # EBUSY says that it is mounted still, not that it is alive

@@ -36,7 +36,7 @@ class Rendezvous:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def __enter__(self) -> Rendezvous:
         """Whatever is there is a dead worker's: the session's lock is ours."""
@@ -44,24 +44,24 @@ class Rendezvous:
             Path(path).unlink(missing_ok=True)
             previous = os.umask(0o177)
             try:
-                self._sock.bind(path)
+                self.sock.bind(path)
             finally:
                 os.umask(previous)
-        self._sock.listen(8)
+        self.sock.listen(8)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         (self._directory / NAME).unlink(missing_ok=True)
-        self._sock.close()
+        self.sock.close()
 
     async def listen(self, handler: Handler, adopted: Callable[[Channel], None]) -> None:
         """Serve everyone who connects. A peer that calls `adopt` becomes the supervisor: `adopted` is given its
         channel.
         """
-        self._sock.setblocking(False)
-        listener = trio.socket.from_stdlib_socket(self._sock)
+        self.sock.setblocking(False)
+        listener = trio.socket.from_stdlib_socket(self.sock)
         async with trio.open_nursery() as nursery:
             while True:
                 peer, _ = await listener.accept()

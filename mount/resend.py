@@ -20,9 +20,12 @@ from mount.handshake import HEADER, OUT_HEADER, READ_BUFFER
 from vfs import failpoints
 from vfs.replay import Resent
 
+FUSE_NOTIFY_INVAL_INODE: Final = 2
 FUSE_NOTIFY_RESEND: Final = 7
+_INVAL_INODE: Final = struct.Struct("=Qqq")  # inode, offset (negative: attributes only), length
 UNIQUE_RESEND: Final = 1 << 63
 RENAME_EXCHANGE: Final = 2
+_ENDED: Final = (errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN)
 
 FORGET, SETATTR, SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, LINK, OPEN = 2, 4, 6, 8, 9, 10, 11, 12, 13, 14
 SETXATTR, REMOVEXATTR, CREATE, INTERRUPT, BATCH_FORGET, RENAME2 = 21, 24, 35, 36, 42, 45
@@ -48,7 +51,7 @@ def ask(fd: int) -> bool:
     try:
         os.write(fd, OUT_HEADER.pack(OUT_HEADER.size, FUSE_NOTIFY_RESEND, 0))
     except OSError as error:
-        if error.errno in (errno.ENODEV, errno.ENOENT, errno.ECONNABORTED, errno.ENOTCONN):
+        if error.errno in (errno.ENOENT, *_ENDED):
             return False
         raise
     return True
@@ -76,6 +79,42 @@ def recall(fd: int, refuse: Callable[[list[Request]], list[Request]]) -> Unanswe
     return found
 
 
+def is_held(fd: int, inode: int) -> bool:
+    """Does the kernel know the inode? One that has lost its last name, and that it does not know, it cannot ask for
+    again. The question makes it drop the inode's attributes, which it then asks for anew."""
+    size = OUT_HEADER.size + _INVAL_INODE.size
+    try:
+        os.write(fd, OUT_HEADER.pack(size, FUSE_NOTIFY_INVAL_INODE, 0) + _INVAL_INODE.pack(inode, -1, 0))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in _ENDED:
+            raise
+    return True
+
+
+def is_asked(fd: int) -> bool:
+    """Does anyone wait for an answer? For a session that sleeps, so nothing has been taken and not been answered.
+
+    FORGETs, which the kernel sends for many sessions at once where memory is short, are read and let go: which inodes
+    it holds, the next worker asks. Any other request that is read here, it has sent again.
+    """
+    os.set_blocking(fd, False)
+    try:
+        while True:
+            raw = os.read(fd, READ_BUFFER)
+            if HEADER.unpack_from(raw)[1] not in (FORGET, BATCH_FORGET):
+                return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (*_ENDED, errno.EINTR, errno.ENOENT):  # a worker finds out what is the matter
+            return True
+        raise
+    finally:
+        os.set_blocking(fd, True)
+
+
 def _take(fd: int, found: Unanswered) -> bool:
     """Read one request; False when the next is none that was sent before."""
     try:
@@ -85,7 +124,7 @@ def _take(fd: int, found: Unanswered) -> bool:
             return False
         if error.errno in (errno.EINTR, errno.ENOENT):  # ENOENT: it was interrupted meanwhile; there may be another
             return True
-        if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+        if error.errno in _ENDED:
             return False
         raise
     _, opcode, unique, nodeid, _, _, pid, _, _ = HEADER.unpack_from(raw)

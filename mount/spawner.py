@@ -1,7 +1,7 @@
 """The spawner: the supervisor's side of the zygote. It starts one when it is needed, and has it fork workers.
 
 A `Child` is a worker that was forked: its pidfd tells when it is dead, the zygote tells how it died. When the zygote
-itself dies, the workers live on, and the next `fork` starts another zygote.
+itself dies, the workers live on, and the next `fork` or `keep` starts another zygote.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mount.config import Order, Start
 from mount.title import ROOM
 from mount.zygote import Exited, Forked
 
+GOODBYE: Final = 1.0  # seconds for the zygote to end; with a mount left it does not
 PROJECT: Final = Path(__file__).resolve().parent.parent
 
 _decoder: msgspec.msgpack.Decoder[Forked | Exited] = msgspec.msgpack.Decoder(Forked | Exited)
@@ -75,6 +76,8 @@ class Spawner:
         self._early: dict[int, int] = {}
         self._forked: trio.MemoryReceiveChannel[tuple[int, int]]
         self.process: subprocess.Popen[bytes] | None = None
+        self.lost = trio.Event()
+        """Set when the zygote dies: it keeps nothing alive any more."""
 
     async def start(self) -> None:
         """Have a zygote running; its imports go on beside whatever the caller does next."""
@@ -94,6 +97,7 @@ class Spawner:
         theirs.close()
         ours.setblocking(False)
         self._sock = trio.socket.from_stdlib_socket(ours)
+        self.lost = trio.Event()
         send, self._forked = trio.open_memory_channel[tuple[int, int]](0)
         self._nursery.start_soon(self._read, self._sock, send)
 
@@ -117,9 +121,18 @@ class Spawner:
         """Have the zygote keep a mount alive that has no worker now; the next `fork` for the session ends that."""
         async with self._asking:
             await self.start()
-            assert self._sock is not None
-            order = msgspec.msgpack.encode(Order("keep", start))
-            await self._sock.sendmsg([order], pack_descriptors((fuse_fd,)))
+            await self._tell(Order("keep", start), (fuse_fd,))
+
+    async def forget(self, start: Start) -> None:
+        """The mount is no more, or is not ours any more."""
+        async with self._asking:
+            if self._sock is not None:
+                await self._tell(Order("forget", start), ())
+
+    async def _tell(self, order: Order, descriptors: tuple[int, ...]) -> None:
+        assert self._sock is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead, and so is what it kept
+            await self._sock.sendmsg([msgspec.msgpack.encode(order)], pack_descriptors(descriptors))
 
     async def _read(self, sock: trio.socket.SocketType, forked: trio.MemorySendChannel[tuple[int, int]]) -> None:
         space = socket.CMSG_SPACE(array.array("i").itemsize)
@@ -139,6 +152,7 @@ class Spawner:
         sock.close()
         if self._sock is sock:
             self._sock = None
+            self.lost.set()
             assert self.process is not None
             await trio.to_thread.run_sync(self.process.wait)
 
@@ -150,9 +164,12 @@ class Spawner:
         child.status = status
         child.reported.set()
 
-    async def close(self) -> None:
-        """End the zygote; workers are left alone."""
-        if self._sock is not None and self.process is not None:
-            self._sock.close()
-            self._sock = None
-            await trio.to_thread.run_sync(self.process.wait)
+    async def close(self) -> int | None:
+        """Part from the zygote; workers are left alone. Where mounts are left it keeps them, and its id is returned."""
+        if self._sock is None or self.process is None:
+            return None
+        self._sock.close()
+        self._sock = None
+        with trio.move_on_after(GOODBYE):
+            await trio.to_thread.run_sync(self.process.wait, abandon_on_cancel=True)
+        return None if self.process.returncode is not None else self.process.pid

@@ -21,9 +21,21 @@ _VARIABLE: Final = "MOUNT_SESSION_SUCCESSION"
 _CHECK: Final = "import mount.cli, mount.supervisor, mount.worker"
 
 
-def is_successor() -> bool:
-    """Did this program take the place of an earlier one? Told once: what it starts is no successor."""
-    return os.environ.pop(_VARIABLE, None) is not None
+def keeper_before() -> int | None:
+    """Did this program take the place of an earlier one? The process that keeps that one's mounts until they are
+    adopted, 0 if there is none; None if it did not. Told once: what it starts is no successor."""
+    told = os.environ.pop(_VARIABLE, None)
+    return None if told is None else int(told)
+
+
+async def see_end(pid: int) -> None:
+    """The keeper is our child, so nobody else asks for its exit status."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
+    os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it is dead
 
 
 async def can_succeed(python_path: str) -> bool:
@@ -39,9 +51,9 @@ async def can_succeed(python_path: str) -> bool:
     return done.returncode == 0
 
 
-def replace_process() -> None:
+def replace_process(keeper: int | None) -> None:
     """Does not return. Descriptors of ours are close-on-exec; standard input, output and error stay."""
-    os.environ[_VARIABLE] = "1"
+    os.environ[_VARIABLE] = str(keeper or 0)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, sys.orig_argv)

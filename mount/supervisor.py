@@ -19,7 +19,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -31,6 +31,8 @@ from mount.spawner import Spawner, python_path
 
 log = logging.getLogger(__name__)
 
+ADOPTIONS: Final = 5  # tries to take a session over whose worker dies meanwhile
+
 
 class Supervisor:
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -38,7 +40,8 @@ class Supervisor:
         self._spawner = Spawner(nursery)
         self._mounts: dict[str, Mounted] = {}
         self.receipts: dict[str, Receipt] = {}  # of the sessions that were unmounted
-        self.is_successor = succession.is_successor()
+        self._keeper = succession.keeper_before()
+        self.is_successor = self._keeper is not None
         self._kept = fdstore.inherited()
 
     @classmethod
@@ -47,6 +50,8 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             supervisor = cls(nursery)
             await supervisor._spawner.start()
+            if supervisor._keeper:
+                nursery.start_soon(succession.see_end, supervisor._keeper)
             try:
                 yield supervisor
             finally:
@@ -82,24 +87,37 @@ class Supervisor:
         return mounted
 
     async def _begin(self, mounted: Mounted) -> None:
-        """With the worker that a dead supervisor has left, or on a new mount."""
-        wait = mounted.config.session not in self._kept
-        sock = await trio.to_thread.run_sync(_find_worker, mounted.config, wait, abandon_on_cancel=True)
-        if sock is not None:
+        """With what a dead supervisor has left, or on a new mount."""
+        kept = self._kept.pop(mounted.config.session, None)
+        try:
+            if await self._adopt(mounted, wait=kept is None):
+                return
+            if kept is not None and await trio.to_thread.run_sync(mountpoint.is_ours, mounted.config.mountpoint_path):
+                known = fdstore.known(mounted.config)
+                if known.agreement.can_resend:
+                    await mounted.resume(os.dup(kept), known)
+                    return
+                mountpoint.abort(mounted.config.mountpoint_path, known.device)  # some may wait for a dead worker
+                fdstore.forget(mounted.config)
+        finally:
+            if kept is not None:
+                os.close(kept)
+        await mounted.start()
+
+    async def _adopt(self, mounted: Mounted, *, wait: bool) -> bool:
+        """Is there a process that serves the session, or keeps it while it sleeps?"""
+        for _ in range(ADOPTIONS):
+            sock = await trio.to_thread.run_sync(_find_worker, mounted.config, wait, abandon_on_cancel=True)
+            if sock is None:
+                return False
             try:
                 with trio.CancelScope(shield=True):  # half adopted, it could not be unmounted as it should be
                     await mounted.adopt(sock, renew=self.is_successor)
-                return
-            except BrokenChannel:
+                return True
+            except BrokenChannel:  # the keeper has another follow it, or has just woken the session
                 log.info("%s: its worker died as it was taken over", mounted.config.session)
                 mounted.disown()
-        kept = self._kept.pop(mounted.config.session, None)
-        if kept is not None and await trio.to_thread.run_sync(mountpoint.is_ours, mounted.config.mountpoint_path):
-            await mounted.resume(kept)
-            return
-        if kept is not None:
-            os.close(kept)
-        await mounted.start()
+        return False
 
     async def _keep(self, mounted: Mounted) -> None:
         await mounted.run()
@@ -126,8 +144,7 @@ class Supervisor:
         log.info("upgrading: %d sessions", len(self._mounts))
         for mounted in self._mounts.values():
             await mounted.leave_alone()
-        await self._spawner.close()
-        succession.replace_process()
+        succession.replace_process(await self._spawner.close())
 
     def status(self) -> list[dict[str, Any]]:
         return [mounted.status() for mounted in self._mounts.values()]

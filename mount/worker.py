@@ -32,6 +32,7 @@ from mount.config import Receipt, Start
 from mount.device import Device
 from mount.handle import DUMP_SIGNAL, NUDGE_SIGNAL
 from mount.inflight import InFlight
+from mount.keeper import RETIRED
 from mount.opening import opened
 from mount.operations import TALLIES, YEAR, Operations
 from mount.probe import Probe
@@ -57,7 +58,7 @@ TELL_AFTER: Final = 10.0  # seconds that a stop waits for the storage, each time
 
 class Worker:
     def __init__(
-        self, start: Start, device: Device, in_flight: InFlight, suspicion: Suspicion, session: Session
+        self, start: Start, device: Device, in_flight: InFlight, suspicion: Suspicion, session: Session, zygote: int
     ) -> None:
         self.config = start.config
         self.start = start
@@ -68,6 +69,8 @@ class Worker:
         session.requests = lambda: device.waits
         self.began = time.time()
         self.supervisor: Channel | None = None
+        self.retired = False
+        self._zygote = zygote
         self._drained = trio.Event()
         self._done = trio.Event()
         self._stopping = trio.Lock()
@@ -108,8 +111,13 @@ class Worker:
 
     def _take_over(self, operations: Operations, nursery: trio.Nursery) -> None:
         """Have what the worker before left unanswered sent again; what it had carried out is not done twice."""
-        unanswered = resend.recall(self.device.fd, self._refuse)
+        unanswered = resend.Unanswered([], [])
+        if self.start.connection.agreement.can_resend:  # else it had answered all, or this would be a new connection
+            unanswered = resend.recall(self.device.fd, self._refuse)
         self.session.forget(unanswered.forgotten)
+        # A FORGET may also have been read by a worker that died of something else before it had noted it.
+        orphans = [ino for ino in self.session.namespace.orphans if not resend.is_held(self.device.fd, ino)]
+        self.session.forget([(ino, 1) for ino in orphans])
         described = [known for request in unanswered.requests if (known := resend.describe(request)) is not None]
         done = match(described, self.in_flight.left_over(self.session.directory))
         log.info(
@@ -235,6 +243,7 @@ class Worker:
             return Answer()
         if name == "retire":
             drained = await self._drain()
+            self.retired = True
             if isinstance(self.session, PersistedSession):
                 await self.session.leave()
             return Answer(not drained or self.session.receipt().pending > 0, then=self._done.set)
@@ -288,6 +297,8 @@ class Worker:
 
     def _new_supervisor(self, channel: Channel) -> None:
         self.supervisor = channel
+        with contextlib.suppress(BrokenPipeError):  # it is gone: nobody keeps this mount beside the new supervisor
+            os.write(self._zygote, f"{self.session.id}\n".encode())
 
     async def _status(self) -> dict[str, Any]:
         if isinstance(self.session, PersistedSession):
@@ -314,7 +325,8 @@ def _printable(path: str) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-async def serve(start: Start, fuse_fd: int, control: socket.socket) -> None:
+async def serve(start: Start, fuse_fd: int, control: socket.socket, zygote: int) -> int:
+    """The exit status that tells the zygote whether the mount needs another worker."""
     channel = Channel(control)
     async with opened(start.config, adopted=start.adopted) as session:
         collector.install()
@@ -323,22 +335,24 @@ async def serve(start: Start, fuse_fd: int, control: socket.socket) -> None:
             contextlib.closing(Suspicion(session.directory, start.adopted)) as suspicion,
         ):
             device = Device(fuse_fd, start.connection.agreement, in_flight.answered)
-            await Worker(start, device, in_flight, suspicion, session).run(channel)
+            worker = Worker(start, device, in_flight, suspicion, session, zygote)
+            await worker.run(channel)
+    return RETIRED if worker.retired else 0
 
 
 def _wake_up(number: int, frame: object) -> None:
     """A read(2) of a request that was withdrawn ends with EINTR, and pyfuse3 waits for the next as it should."""
 
 
-def main(start: Start, fuse_fd: int, control: socket.socket) -> int:
-    """The forked process's whole life; its exit status."""
+def main(start: Start, fuse_fd: int, control: socket.socket, zygote: int) -> int:
+    """The forked process's whole life; its exit status. `zygote` is a pipe to the process that forked this one."""
     title.set_title(f"mount-session: worker {start.config.session}")
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
     signal.signal(NUDGE_SIGNAL, _wake_up)
     telling = control.dup()
     try:
         identity.assume(start.config.run_as, start.config.environment)
-        trio.run(serve, start, fuse_fd, control)
+        return trio.run(serve, start, fuse_fd, control, zygote)
     except BaseException as e:
         error = single(e)
         if not isinstance(error, OSError | ValueError):
@@ -346,4 +360,3 @@ def main(start: Start, fuse_fd: int, control: socket.socket) -> int:
         with contextlib.suppress(ConnectionError):
             telling.send(last_words(error))
         return 1
-    return 0

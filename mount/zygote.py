@@ -3,12 +3,14 @@
 Importing pyfuse3, the session and the storage clients takes half a second and tens of megabytes; a fork takes
 milliseconds, and shares them. The supervisor starts the zygote and sends it, for each worker, a `Start` with the
 /dev/fuse descriptor and the worker's end of a channel. It answers with the new process's id and pidfd, and reports each
-exit with its status, for it is the parent. It ends when the supervisor is gone; the workers do not.
+exit with its status, for it is the parent. When the supervisor dies it becomes the keeper of what mounts it knows
+(`mount.keeper`).
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import gc
 import logging
 import os
@@ -22,6 +24,7 @@ import msgspec
 from mount import quietlog, title
 from mount.channel import MAX_DESCRIPTORS, MAX_MESSAGE, pack_descriptors, unpack_descriptors
 from mount.config import Order, Start
+from mount.keeper import Keeper, Kept
 
 
 class Forked(msgspec.Struct, tag="forked", frozen=True):
@@ -56,43 +59,60 @@ def _ignore(number: int, frame: object) -> None:
 
 
 def _loop(supervisor: socket.socket) -> None:
-    read_end, write_end = os.pipe()
-    os.set_blocking(read_end, False)
-    os.set_blocking(write_end, False)
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    deaths, wake_up = os.pipe()
+    os.set_blocking(deaths, False)
+    os.set_blocking(wake_up, False)
+    signal.set_wakeup_fd(wake_up, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, _ignore)
+    adoptions, to_tell = os.pipe()
+    own = {deaths, wake_up, adoptions}
     poll = select.poll()
     poll.register(supervisor, select.POLLIN)
-    poll.register(read_end, select.POLLIN)
-    private = (supervisor.fileno(), read_end, write_end)
-    kept: dict[str, tuple[Start, int]] = {}
+    poll.register(deaths, select.POLLIN)
+    kept: dict[str, Kept] = {}
+
+    def employ(mount: Kept, others: set[int]) -> int:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            return _fork(mount.start, mount.fd, theirs.fileno(), to_tell, own | others | {ours.fileno()})
+
     while True:
         ready = {fd for fd, _ in poll.poll()}
-        if read_end in ready:
-            os.read(read_end, 512)
-            _reap(supervisor)
-        if supervisor.fileno() in ready and not _obey(supervisor, private, kept):
+        if deaths in ready:
+            os.read(deaths, 512)
+            for pid, status in _reap():
+                _note(kept, pid, status)
+                supervisor.send(msgspec.msgpack.encode(Exited(pid, status)))
+        if supervisor.fileno() in ready and not _obey(supervisor, own, to_tell, kept):
             break
-    for start, fuse_fd in kept.values():  # their mounts would die with us
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.close()
-        others = tuple(fd for _, fd in kept.values() if fd != fuse_fd)
-        _fork(start, fuse_fd, theirs.fileno(), private + others)
-        theirs.close()
+    supervisor.close()
+    if kept:
+        title.set_title("mount-session: keeper")
+        Keeper(kept, employ, _reap).run(deaths, adoptions)
 
 
-def _reap(supervisor: socket.socket) -> None:
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        supervisor.send(msgspec.msgpack.encode(Exited(pid, os.waitstatus_to_exitcode(status))))
+def _reap() -> list[tuple[int, int]]:
+    """Children that have died, each with its status."""
+    dead = []
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            dead.append((found[0], os.waitstatus_to_exitcode(found[1])))
+    return dead
 
 
-def _obey(supervisor: socket.socket, private: tuple[int, ...], kept: dict[str, tuple[Start, int]]) -> bool:
+def _note(kept: dict[str, Kept], pid: int, status: int) -> None:
+    for session, mount in list(kept.items()):
+        if mount.pid == pid and not mount.ended(status):
+            _forget(kept, session)
+
+
+def _forget(kept: dict[str, Kept], session: str) -> None:
+    mount = kept.pop(session, None)
+    if mount is not None:
+        mount.close()
+
+
+def _obey(supervisor: socket.socket, own: set[int], to_tell: int, kept: dict[str, Kept]) -> bool:
     """Do one thing that we are told; False when the supervisor is gone."""
     space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
     try:
@@ -104,15 +124,14 @@ def _obey(supervisor: socket.socket, private: tuple[int, ...], kept: dict[str, t
     descriptors = unpack_descriptors(ancillary)
     order = msgspec.msgpack.decode(encoded, type=Order)
     start = order.start
-    _, before = kept.pop(start.config.session, (None, -1))
-    if before >= 0:
-        os.close(before)
+    _forget(kept, start.config.session)
     if order.what == "keep":
-        kept[start.config.session] = (start, descriptors[0])
+        kept[start.config.session] = Kept(start, descriptors[0], None)
     elif order.what == "fork":
         fuse_fd, control_fd = descriptors
-        pid = _fork(start, fuse_fd, control_fd, private + tuple(fd for _, fd in kept.values()))
-        os.close(fuse_fd)
+        others = own | {supervisor.fileno()} | {mount.fd for mount in kept.values()}
+        pid = _fork(start, fuse_fd, control_fd, to_tell, others)
+        kept[start.config.session] = Kept(start, fuse_fd, pid)
         os.close(control_fd)
         pidfd = os.pidfd_open(pid)  # nobody else reaps, so this is that process, dead or alive
         supervisor.sendmsg([msgspec.msgpack.encode(Forked(pid))], pack_descriptors((pidfd,)))
@@ -120,7 +139,7 @@ def _obey(supervisor: socket.socket, private: tuple[int, ...], kept: dict[str, t
     return True
 
 
-def _fork(start: Start, fuse_fd: int, control_fd: int, private: tuple[int, ...]) -> int:
+def _fork(start: Start, fuse_fd: int, control_fd: int, to_tell: int, others: set[int]) -> int:
     from vfs.storage.url import preload  # here, for the supervisor imports this module
 
     preload(start.config.storage)  # 0.2 s, which the next worker of the kind does not wait for
@@ -128,19 +147,19 @@ def _fork(start: Start, fuse_fd: int, control_fd: int, private: tuple[int, ...])
     if pid == 0:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for fd in private:
+        for fd in others:
             os.close(fd)
-        _become_worker(start, fuse_fd, control_fd)
+        _become_worker(start, fuse_fd, control_fd, to_tell)
     return pid
 
 
-def _become_worker(start: Start, fuse_fd: int, control_fd: int) -> None:
+def _become_worker(start: Start, fuse_fd: int, control_fd: int, to_tell: int) -> None:
     """Never returns: what the zygote has on its stack is not this process's business."""
     status = 1
     try:
         from mount import worker
 
-        status = worker.main(start, fuse_fd, socket.socket(fileno=control_fd))
+        status = worker.main(start, fuse_fd, socket.socket(fileno=control_fd), to_tell)
     finally:
         logging.shutdown()
         os._exit(status)

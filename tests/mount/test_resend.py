@@ -12,7 +12,7 @@ import pytest
 from mount import resend
 from mount.handshake import HEADER, OUT_HEADER
 from mount.inflight import SLOTS, InFlight, Place
-from mount.resend import UNIQUE_RESEND, Request, describe, recall
+from mount.resend import UNIQUE_RESEND, Request, describe, is_asked, recall
 from vfs.journal import Journal
 from vfs.records import Make, Unlink
 from vfs.replay import Resent
@@ -111,3 +111,16 @@ def test_the_table_holds_what_two_workers_can_have_in_hand(tmp_path: Path) -> No
     for number in range(2 * 99):
         first.begin(number, Place(0, number))
     first.close()
+
+
+def test_of_a_session_that_sleeps_nothing_is_asked_by_forgets_alone() -> None:
+    kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with kernel, ours:
+        assert not is_asked(ours.fileno())
+        kernel.send(sent(0, resend.FORGET, 8, struct.pack("=Q", 3)))
+        kernel.send(sent(0, resend.BATCH_FORGET, 0, struct.pack("=IIQQ", 1, 0, 9, 1)))
+        assert not is_asked(ours.fileno())
+        kernel.send(sent(0, resend.FORGET, 8, struct.pack("=Q", 3)))
+        kernel.send(sent(6, resend.MKDIR, 5, bytes(8) + b"new\0"))
+        assert is_asked(ours.fileno())
+        assert os.get_blocking(ours.fileno())

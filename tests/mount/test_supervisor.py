@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from mount.config import MountConfig
+from mount.keeper import next_delay
 from mount.mounted import Mounted
 from mount.supervisor import Supervisor
 from tests.mounted import detach
@@ -137,6 +138,26 @@ async def test_where_the_kernel_cannot_resend_the_session_is_mounted_anew(
         await until(lambda: mounted.restarts == 1 and mounted.phase == "serving")
         assert await in_thread((path / "file").read_bytes) == b"kept"
     assert "mounted anew" in caplog.text
+
+
+async def test_where_the_kernel_cannot_resend_a_session_sleeps_and_wakes_all_the_same(tmp_path: Path) -> None:
+    async with serving(tmp_path, can_resend=False, idle_after=0.3, hang_limit=0.2) as (_, mounted, path):
+        await in_thread((path / "file").write_bytes, b"kept")
+        with (path / "file").open("rb") as held:
+            await until(lambda: mounted.phase == "idle")
+            assert await in_thread(os.pread, held.fileno(), 10, 0) == b"kept"  # on the same mount
+        assert mounted.restarts == 0
+
+
+def test_a_worker_that_served_for_a_while_is_replaced_at_once_and_others_ever_more_slowly() -> None:
+    delays = [0.0]
+    for lived in (0.01, 0.01, 0.3, 4.0, 0.1):
+        delays.append(next_delay(delays[-1], lived))
+    assert delays == [0, 0.1, 0.2, 0.4, 0.8, 1.6]
+    assert next_delay(1.6, 6.0) == 0
+    assert next_delay(20.0, 0.1) == 30
+    assert next_delay(20.0, 6.0) == 30  # it dies every six seconds, so it is still bad
+    assert next_delay(20.0, 21.0) == 0
 
 
 async def test_a_zygote_that_dies_is_replaced_and_the_sessions_go_on(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import errno
 import fcntl
 import mmap
 import os
+import select
+import signal
 import stat
 import threading
 import time
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from mount.handshake import HEADER, OUT_HEADER, READ_BUFFER
+from mount.resend import BATCH_FORGET, FORGET
 from tests.mount.killing import kill_worker, killing, other_worker, worker_of
 from tests.mounted import Mounted
 
@@ -316,6 +320,50 @@ def test_an_unlinked_file_is_reclaimed_once_nobody_has_it_open_after_a_takeover(
     while any(path.is_file() and path.stat().st_size == 100_000 for path in content.rglob("*")):
         assert time.monotonic() < end, "the backing file of an unlinked file is still there"
         os.statvfs(session.path)
+    session.stop()
+
+
+def duplicate(pid: int, link: str) -> int:
+    """The process's descriptor of that file, as pidfd_getfd(2) gives it."""
+    numbers = [fd for fd in os.listdir(f"/proc/{pid}/fd") if os.readlink(f"/proc/{pid}/fd/{fd}") == link]
+    pidfd = os.pidfd_open(pid)
+    fd: int = libc.syscall(438, pidfd, int(numbers[0]), 0)
+    os.close(pidfd)
+    assert fd >= 0
+    return fd
+
+
+def test_an_unlinked_file_is_reclaimed_also_when_the_kernel_s_last_word_on_it_died_with_a_worker(
+    mounted: Mount,
+) -> None:
+    session = mounted("forgetful", "--hang-limit", "100")
+    content = session.state / "forgetful" / "content"
+
+    def kept() -> bool:
+        return any(path.is_file() and path.stat().st_size == 100_000 for path in content.rglob("*"))
+
+    held, other = (os.open(session.path / name, os.O_CREAT | os.O_RDWR) for name in ("held", "other"))
+    os.write(held, bytes(100_000))
+    os.write(other, b"of another file")
+    os.unlink(session.path / "held")
+    os.unlink(session.path / "other")
+    worker = other_worker("forgetful", None)
+    device = duplicate(worker, "/dev/fuse")
+    os.kill(worker, signal.SIGSTOP)
+    os.close(held)
+    opcode = 0
+    while opcode not in (FORGET, BATCH_FORGET):  # the worker answers the close, reads this, and dies
+        assert select.select([device], [], [], 10)[0]
+        _, opcode, unique, *_ = HEADER.unpack_from(os.read(device, READ_BUFFER))
+        if opcode not in (FORGET, BATCH_FORGET):
+            os.write(device, OUT_HEADER.pack(OUT_HEADER.size, 0, unique))
+    os.close(device)
+    assert kept()
+    os.kill(worker, signal.SIGKILL)
+    other_worker("forgetful", worker)
+    assert os.pread(other, 100, 0) == b"of another file"
+    assert not kept()
+    os.close(other)
     session.stop()
 
 
