@@ -37,7 +37,7 @@ from mount.messages import (
 from vfs.errors import single
 from vfs.policy import Policy
 
-__all__ = ["ROUTES", "Route", "application"]
+__all__ = ["ROUTES", "Route", "application", "missing"]
 
 log = logging.getLogger(__name__)
 
@@ -344,6 +344,14 @@ def _endpoint(daemon: Daemon, route: Route) -> Callable[[Request], Awaitable[Res
     return endpoint
 
 
+async def missing(request: Request, error: Exception) -> Response:
+    log.warning("%s %s by %s: no such route", request.method, ascii(request.url.path), peer_of(request))
+    status = getattr(error, "status_code", 404)
+    response = answer(Problem(message=f"no such route; GET /v1/openapi.json describes them all ({status})"), status)
+    response.headers.update(getattr(error, "headers", None) or {})  # which methods there are
+    return response
+
+
 def _chosen(
     endpoints: dict[str, Callable[[Request], Awaitable[Response]]],
 ) -> Callable[[Request], Awaitable[Response]]:
@@ -354,13 +362,6 @@ def _chosen(
 
 
 def application(daemon: Daemon) -> Starlette:
-    async def missing(request: Request, error: Exception) -> Response:
-        log.warning("%s %s by %s: no such route", request.method, ascii(request.url.path), peer_of(request))
-        status = getattr(error, "status_code", 404)
-        response = answer(Problem(message=f"no such route; GET /v1/openapi.json describes them all ({status})"), status)
-        response.headers.update(getattr(error, "headers", None) or {})  # which methods there are
-        return response
-
     methods: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
     for route in ROUTES:
         methods.setdefault(route.path, {})[route.method] = _endpoint(daemon, route)

@@ -27,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mount.api import body_of, peer_of, problem_of
+from mount.api import body_of, missing, peer_of, problem_of
 from mount.daemon import Daemon
 from mount.listener import Peer
 from mount.messages import NewSession, Problem, SessionStatus
@@ -214,7 +214,8 @@ def application(daemon: Daemon, nursery: trio.Nursery) -> Starlette:
         "Capabilities": plugin.capabilities,
     }
     routes = [route(f"/VolumeDriver.{name}", handler) for name, handler in driver.items()]
-    return Starlette(routes=[route("/Plugin.Activate", plugin.activate), *routes])
+    routes.append(route("/Plugin.Activate", plugin.activate))
+    return Starlette(routes=routes, exception_handlers={404: missing, 405: missing})
 
 
 def _answer(answer: Answer, status: int = 200) -> Response:

@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 CONNECTIONS: Final = 256
 SEND_LIMIT: Final = 30.0  # seconds for a client to take what is sent to it; the kernel buffers about 200 KiB
 HEADER_BYTES: Final = 32 * 1024
+_ANSWER: Final = b"HTTP/1.1 "
+_UNKNOWN_CODING: Final = b"HTTP/1.1 501 "
+_REFUSAL: Final = b"\r\ncontent-length: 0\r\nconnection: close\r\n"  # as hypercorn has it, and the application never
 _CREDENTIALS: Final = struct.Struct("=iII")
 
 
@@ -55,16 +58,21 @@ def peer_of(sock: trio.socket.SocketType) -> Peer:
 
 
 class _Stream:
-    """What hypercorn needs of a stream, with a deadline on sending."""
+    """What hypercorn needs of a stream, with a deadline on sending. What hypercorn answers itself, because it is no
+    request that the application could be asked, is told in the log here, and is the client's fault (400) always."""
 
-    def __init__(self, sock: trio.socket.SocketType) -> None:
+    def __init__(self, sock: trio.socket.SocketType, name: str) -> None:
         self.socket = sock
+        self._name = name
         self._stream = trio.SocketStream(sock)
         self.receive_some = self._stream.receive_some
         self.send_eof = self._stream.send_eof
         self.aclose = self._stream.aclose
 
     async def send_all(self, data: bytes) -> None:
+        if data.startswith(_ANSWER) and _REFUSAL in data:
+            data = data.replace(_UNKNOWN_CODING, b"HTTP/1.1 400 ", 1)
+            log.warning("%s: no HTTP request: %d", self._name, int(data[len(_ANSWER) :][:3]))
         with trio.move_on_after(SEND_LIMIT) as limit:
             await self._stream.send_all(data)
         if limit.cancelled_caught:
@@ -158,7 +166,8 @@ class Listener:
         try:
             async with self._slots:
                 state = ConnectionState({"peer": peer})
-                await TCPServer(app, config, context, state, _Stream(sock))  # type: ignore[arg-type]
+                name = f"{self.path}: process {peer.pid} of user {peer.uid}"
+                await TCPServer(app, config, context, state, _Stream(sock, name))  # type: ignore[arg-type]
         except Exception:
             log.exception("%s: a connection of process %d ended by a defect", self.path, peer.pid)
         finally:

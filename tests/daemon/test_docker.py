@@ -257,4 +257,5 @@ def test_the_protocol_where_an_engine_would_not_go(serving: Serve, tmp_path: Pat
         assert call("Remove", Name="v")[0] == 200 and call("Get", Name="v")[0] == 404
         assert http.post("/VolumeDriver.Create", content=b"{").status_code == 400
         assert http.post("/VolumeDriver.Create", content=b"[" * 2_000_000).status_code == 413
-        assert http.get("/VolumeDriver.Nothing").status_code == 404
+        assert http.get("/VolumeDriver.Nothing").status_code == 404 and "Nothing" in daemon.log()
+        assert http.get("/VolumeDriver.Create").status_code == 405
