@@ -165,6 +165,10 @@ def _directory_below(mountpoint: Path) -> int:
     try:
         _refuse_second(mountpoint)
         return os.open(f"/proc/self/fd/{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        raise PermissionError(
+            errno.EACCES, "this user may not read the mountpoint; name a directory of yours", str(mountpoint)
+        ) from None
     finally:
         os.close(path)
 

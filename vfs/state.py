@@ -7,6 +7,7 @@ lock           flock(2)ed while the session is open; holds the machine's boot id
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from vfs.durable import sync_directory, write_durably
-from vfs.errors import DamagedState, StateInUse, UnsupportedState
+from vfs.errors import DamagedState, StateInUse, UnsupportedState, error
 from vfs.journal import segment_path, segments
 
 __all__ = ["VERSION", "State"]
@@ -34,10 +35,14 @@ class State:
         written.
         """
         self.directory = directory
-        if not directory.exists():
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sync_directory(directory.parent)
-        self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not directory.exists():
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                sync_directory(directory.parent)
+            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            why = f"the state cannot be kept here: {e.strerror}; let this user write here, or choose another --state"
+            raise error(e.errno or errno.EIO, directory, why) from None
         try:
             self._acquire()
             self.about = self._read(session_id) if self._is_made() else self._make(session_id)

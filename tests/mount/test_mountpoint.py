@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mount import bdi, handshake, holders, mountpoint
+from tests.mount.asking import as_nobody
 from tests.mounted import COMMAND, detach
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mount(2) is for root")
@@ -96,6 +97,17 @@ def test_a_mount_is_refused_as_mountpoint(directory: Path) -> None:
     with pytest.raises(OSError, match="tmpfs from something") as refused:
         mountpoint.prepare(directory, STATE)
     assert refused.value.errno == errno.EBUSY
+
+
+@root_only
+def test_a_directory_that_the_user_may_not_read_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o700)
+
+    def claim() -> None:
+        with pytest.raises(PermissionError, match="name a directory of yours: 'closed'"):
+            mountpoint.claimed(Path("closed")).__enter__()
+
+    as_nobody(tmp_path, claim)
 
 
 @root_only

@@ -193,6 +193,13 @@ def test_an_id_that_is_no_name_is_refused(tmp_path: Path, session: str) -> None:
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.parametrize("number", ["-1", "4294967295", "root"])
+def test_what_is_no_user_id_is_refused_with_the_option_s_name(tmp_path: Path, number: str) -> None:
+    done = up("--state", tmp_path / "state", f"--uid={number}", "--", "work", tmp_path)
+    assert done.returncode == 2
+    assert "'--uid'" in done.stderr
+
+
 def test_a_state_directory_in_use_is_refused(mounted: Mount, tmp_path: Path) -> None:
     mounted("work")
     (tmp_path / "other").mkdir()
@@ -214,7 +221,7 @@ def test_a_state_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> 
     (tmp_path / "mnt").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", tmp_path / "state"], check=True)
     try:
-        refused(tmp_path, "work", tmp_path / "mnt", "Read-only file system")
+        refused(tmp_path, "work", tmp_path / "mnt", "Read-only file system; let this user write here, or choose")
         assert not os.path.ismount(tmp_path / "mnt")
     finally:
         detach(tmp_path / "state")
