@@ -123,7 +123,10 @@ class PersistedSession(Annotated):
         self.leaving = True
         await self.writeback.expand()
         if not any(description.pending for description in self.descriptions):
-            (self.directory / LEFT).touch()
+            try:
+                (self.directory / LEFT).touch()
+            except OSError as e:  # a full disk: the next process saves once more than it would have to
+                log.warning("%s: %s", self.id, e)
 
     async def _stop(self) -> None:
         if not self.leaving:

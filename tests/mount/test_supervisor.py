@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from mount.config import MountConfig
 from mount.keeper import next_delay
 from mount.mounted import Mounted
 from mount.supervisor import Supervisor
-from tests.mounted import detach
+from tests.container import Container, Engine
+from tests.mounted import detach, run
 
 
 @asynccontextmanager
@@ -138,6 +139,55 @@ async def test_where_the_kernel_cannot_resend_the_session_is_mounted_anew(
         await until(lambda: mounted.restarts == 1 and mounted.phase == "serving")
         assert await in_thread((path / "file").read_bytes) == b"kept"
     assert "mounted anew" in caplog.text
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Path]:
+    """A directory whose later mounts reach who has it with `rslave`, as the root directory's do under systemd."""
+    path = tmp_path / "sessions"
+    path.mkdir()
+    run("mount", "--bind", path, path)
+    run("mount", "--make-shared", path)
+    yield path
+    run("umount", "--lazy", path)
+
+
+async def test_where_the_kernel_cannot_resend_a_container_with_rslave_finds_the_new_mount(
+    shared: Path, docker_engine: Engine, container_image: str
+) -> None:
+    script = "while :; do if echo line >> /s/mnt/$0; then echo ok; else echo failed; fi; sleep 0.05; done 2> /dev/null"
+
+    def start(name: str, propagation: str) -> Container:
+        bind = f"type=bind,source={shared},target=/s,bind-propagation={propagation}"
+        run_detached = ("run", "--detach", "--network", "none", "--mount", bind, container_image)
+        return Container(
+            docker_engine, docker_engine.docker(*run_detached, "/bin/sh", "-c", script, name).stdout.strip()
+        )
+
+    async def said(container: Container) -> list[str]:
+        logs: str = (await in_thread(docker_engine.docker, "logs", container.id)).stdout
+        return logs.split()
+
+    async def goes_on(container: Container, after: int) -> None:
+        with trio.fail_after(30):
+            while (await said(container))[after:].count("ok") < 3:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+
+    async with serving(shared, can_resend=False) as (_, mounted, path):
+        slave, private = [await in_thread(start, kind, kind) for kind in ("rslave", "private")]
+        try:
+            for container in (slave, private):
+                await goes_on(container, 0)
+            assert mounted.worker is not None
+            mounted.worker.child.kill(signal.SIGKILL)
+            await until(lambda: mounted.restarts == 1 and mounted.phase == "serving")
+            await goes_on(slave, len(await said(slave)))
+            assert (await said(private))[-1] == "failed"  # its directory is the mount that is no more
+            acknowledged = (await said(slave)).count("ok")
+        finally:
+            for container in (slave, private):
+                await in_thread(container.remove)
+        assert (await in_thread((path / "rslave").read_bytes)).count(b"line\n") >= acknowledged
 
 
 async def test_where_the_kernel_cannot_resend_a_session_sleeps_and_wakes_all_the_same(tmp_path: Path) -> None:
