@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeAlias
 
@@ -201,6 +203,31 @@ async def test_rotated_credentials_are_found_and_used(
     await s3.write("f", b"2")
     assert [one.path for one in await s3.on_list(None, {})] == ["f"]
     assert await s3.read("f") == b"2"
+
+
+async def test_credentials_that_a_program_provides_are_asked_for_again_when_they_are_refused(
+    proxy: FaultProxy, moto: Server, open_s3: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+
+    def provide(token: str) -> None:
+        expires = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+        keys = {"AccessKeyId": ACCESS, "SecretAccessKey": SECRET, "SessionToken": token, "Expiration": expires}
+        told.write_text(json.dumps({"Version": 1, **keys}))
+
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {told}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    provide("token-1")
+    s3 = await open_s3(proxy.url, moto.new_bucket(), access_key_id=None, secret_access_key=None)
+    await s3.write("f", b"1")
+    revoked = Fault("status", status=403, code="ExpiredToken", when=lambda seen: "token-1" in str(seen))
+    proxy.add(revoked)
+    provide("token-2")  # long before the first one was to expire
+    assert await s3.read("f") == b"1"
+    await s3.write("f", b"2")
+    assert [one.path for one in await s3.on_list(None, {})] == ["f"]
+    assert revoked.met == 1
 
 
 async def test_a_clock_that_is_wrong_is_said_to_be(proxy: FaultProxy, impatient: S3Storage) -> None:

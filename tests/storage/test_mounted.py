@@ -212,3 +212,33 @@ def _kept(mounted: Mounted) -> int:
     """Bytes on this disk of the files' content."""
     found = [Path(where, name) for where, _, names in os.walk(mounted.state) for name in names]
     return sum(path.stat().st_blocks * 512 for path in found if path.stat().st_size >= 1 << 20)
+
+
+def test_a_session_that_is_stopped_and_mounted_again_without_its_endpoint_loses_nothing(
+    proxy: FaultProxy, moto: Server, mounted: Mount, tmp_path: Path
+) -> None:
+    bucket = moto.new_bucket()
+    storage = url(proxy.url, bucket, "&read_patience=0.5&write_patience=0.5")
+    here = mounted("work", "--storage", storage)
+    (here.path / "stored").write_bytes(b"1")
+    synced(here)
+    proxy.down()
+    (here.path / "pending").write_bytes(b"2")
+    os.rename(here.path / "stored", here.path / "renamed")
+    here.process.terminate()
+    until(lambda: not os.path.ismount(here.path))
+    assert here.process.poll() is None  # it waits for the endpoint, until it is told once more
+    here.process.terminate()
+    output, _ = here.process.communicate(timeout=30)
+    assert here.process.returncode == 1
+    assert msgspec.json.decode(output)["pending"] >= 2
+
+    again = mounted("work", "--storage", storage)
+    assert {one.name: one.read_bytes() for one in again.path.iterdir()} == {"renamed": b"1", "pending": b"2"}
+    (again.path / "more").write_bytes(b"3")
+    with pytest.raises(AssertionError, match="storage unavailable"):  # it knows nothing to begin with
+        mounted("work", "--storage", storage, state=tmp_path / "empty", path=tmp_path / "there")
+    proxy.up()
+    synced(again)
+    keys = {one["Key"].removeprefix("kept/work/") for one in moto.client().list_objects_v2(Bucket=bucket)["Contents"]}
+    assert keys == {"renamed", "pending", "more", ".mount-session/image", ".mount-session/lease"}
