@@ -148,7 +148,12 @@ def claimed(mountpoint: Path) -> Iterator[None]:
     The claim is a lock on the directory below. Whoever may read that can hold the lock, and no longer than we wait keep
     us from it.
     """
-    fd = _directory_below(mountpoint)
+    try:
+        fd = _directory_below(mountpoint)
+    except PermissionError:
+        raise PermissionError(
+            errno.EACCES, "this user may not read the mountpoint; name a directory of yours", str(mountpoint)
+        ) from None
     try:
         end = time.monotonic() + CLAIM_LIMIT
         while not _locked(fd) and time.monotonic() < end:
@@ -165,10 +170,6 @@ def _directory_below(mountpoint: Path) -> int:
     try:
         _refuse_second(mountpoint)
         return os.open(f"/proc/self/fd/{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:
-        raise PermissionError(
-            errno.EACCES, "this user may not read the mountpoint; name a directory of yours", str(mountpoint)
-        ) from None
     finally:
         os.close(path)
 
