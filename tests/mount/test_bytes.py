@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.disk import small_tmpfs
-from tests.mount.asking import fork, libc
+from tests.mount.asking import fork, libc, refused
 from tests.mounted import Mounted, run
 
 pytestmark = [
@@ -62,6 +63,20 @@ def test_fallocate_is_refused_as_not_supported(place: Path) -> None:
         assert (result, ctypes.get_errno()) == (-1, errno.EOPNOTSUPP)
         os.posix_fallocate(file.fileno(), 0, 10_000)  # the C library's own way: it writes
     assert (place / "file").stat().st_size == 10_000
+
+
+def test_what_ext4_alone_has_is_refused_as_not_supported(place: Path) -> None:
+    (place / "file").write_bytes(b"content")
+    refused(errno.EOPNOTSUPP, os.open, place, os.O_TMPFILE | os.O_RDWR, 0o600)
+    with tempfile.TemporaryFile(dir=place) as file:
+        file.write(b"goes another way")
+    getflags = 0x80086601  # FS_IOC_GETFLAGS, linux/fs.h
+    with open(place / "file") as file:
+        refused(errno.ENOTTY, fcntl.ioctl, file, getflags, bytes(8))
+    mode = b"\1\0\6\0\xff\xff\xff\xff\4\0\4\0\xff\xff\xff\xff\x20\0\4\0\xff\xff\xff\xff"  # rw-r--r--
+    refused(errno.EOPNOTSUPP, os.setxattr, place / "file", "system.posix_acl_access", b"\2\0\0\0" + mode)
+    refused(errno.ENODATA, os.getxattr, place / "file", "system.posix_acl_access")  # tools: the mode alone
+    run("cp", "-a", place / "file", place / "copy")
 
 
 def test_copy_file_range_copies(place: Path) -> None:
