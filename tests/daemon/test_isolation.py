@@ -197,20 +197,28 @@ except OSError as e:
         host.socket.chmod(0o600)
 
 
+@pytest.mark.parametrize("user", ["1001:1001", "0:0"])
 def test_a_container_sees_its_own_session_alone(
-    host: Serving, docker_engine: Engine, container: Callable[..., Container]
+    user: str, host: Serving, docker_engine: Engine, container: Callable[..., Container]
 ) -> None:
+    """Its root has no rights over ours."""
+    worker = host.worker("theirs")
     script = f"""
     cat file
-    for path in {host.state} {host.state}/theirs {host.root}/theirs /workspace/../theirs/file {host.socket}; do
+    for path in {host.state} {host.state}/theirs {host.root}/theirs /workspace/../theirs/file {host.socket} \\
+            /proc/{worker}/environ /proc/{host.process.pid}/root/; do
         if ls "$path" > /dev/null 2>&1; then echo "REACHED $path"; fi
     done
     ln -s ../../theirs/file up; ln -s {host.root}/theirs/file absolute
     for link in up absolute; do if cat $link 2> /dev/null; then echo "REACHED by $link"; fi; done
     mknod device c 1 1 2> /dev/null && cat device 2> /dev/null && echo "REACHED a device"
-    env | grep -i secret || true
+    mknod fuse c 10 229 2> /dev/null && (: < fuse) 2> /dev/null && echo "REACHED /dev/fuse"
+    cp /bin/busybox su && chmod 4755 su && ./su id -u | grep -v "^$(id -u)$" && echo "REACHED another user"
+    grep -rl {SECRET} /proc/*/environ /workspace 2> /dev/null | grep . && echo "REACHED credentials"
+    umount /workspace 2> /dev/null && echo "REACHED the mount"
+    rm -f up absolute device fuse su
     """
-    assert container(host.root / "mine", script).finish() == "mine"
+    assert container(host.root / "mine", script, user=user).finish() == "mine"
 
 
 def test_mounts_are_nosuid_and_nodev(host: Serving) -> None:

@@ -1,4 +1,5 @@
-"""The README's lines for containers, as they stand there: only the place, the image and the command are this test's."""
+"""The README's lines for a session and for containers, as they stand there: only the place, the image and the command
+are this test's."""
 
 from __future__ import annotations
 
@@ -22,18 +23,23 @@ from tests.daemon.serving import PROJECT, until
 from tests.mounted import COMMAND, MOUNTS
 from tests.ordinary import READER, become, edited, fuse_for_all
 
-SECTION = "## Containers, in three lines"
+CONTAINERS = "## Containers, in three lines"
 ROOTLESS_ENGINE = "/usr/share/docker.io/contrib/dockerd-rootless.sh"
 
 
-def section() -> str:
-    return (PROJECT / "README.md").read_text().partition(SECTION)[2].partition("\n## ")[0]
+def section(heading: str = CONTAINERS) -> str:
+    return (PROJECT / "README.md").read_text().partition(f"{heading}\n")[2].partition("\n## ")[0]
+
+
+def code(text: str) -> list[str]:
+    """Its commands, in order."""
+    return [line.partition("  #")[0].strip() for line in text.splitlines() if line.startswith("    ")]
 
 
 def the(begins: str, *parts: str) -> str:
-    """The one line of the README that begins so and has these parts."""
-    code = [line.partition("  #")[0].strip() for line in section().splitlines() if line.startswith("    ")]
-    (line,) = [line for line in code if line.startswith(begins) and all(part in line for part in parts)]
+    """The one line for containers that begins so and has these parts."""
+    lines = code(section())
+    (line,) = [line for line in lines if line.startswith(begins) and all(part in line for part in parts)]
     return line
 
 
@@ -96,6 +102,23 @@ def shared_sessions() -> Iterator[Path]:
     finally:
         subprocess.run(["umount", "--lazy", sessions], check=True)
         shutil.rmtree(home)
+
+
+def test_the_lines_for_one_session(tmp_path: Path) -> None:
+    link, directory, up, receipt = code(section("## A session"))
+    shell = Shell(tmp_path, (), {"MOUNT_SESSION_STATE": str(tmp_path / "state")})
+    (tmp_path / "bin").mkdir()
+    shell.run(f"cd {PROJECT} && " + link.replace("/usr/local/bin/", f"{tmp_path}/bin/"))
+    assert (tmp_path / "bin/mount-session").readlink() == PROJECT / ".venv/bin/mount-session"
+    path = tmp_path / "my-session"
+    shell.run(directory.replace("/mnt/", f"{tmp_path}/"))
+    running = shell.start(up.replace("/mnt/", f"{tmp_path}/"))
+    until(lambda: f"my-session is mounted on {path}\n" in (tmp_path / "log").read_text())
+    (path / "file").write_text("12345")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=60) == 0
+    told = json.loads((tmp_path / "log").read_text().splitlines()[-1])
+    assert told.keys() == json.loads(receipt).keys() and (told["files"], told["bytes"]) == (1, 5)
 
 
 @pytest.fixture
