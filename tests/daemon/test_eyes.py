@@ -43,8 +43,17 @@ def test_metrics_count_what_programs_did(daemon: Serving) -> None:
     assert spent is not None and 0 < spent < 1
     assert metric(told, "mount_session_files", session="a") == 12
     assert metric(told, "mount_session_bytes", session="a") == 1000
+    assert metric(told, "mount_session_written_bytes_total", session="a") == 1000
+    assert metric(told, "mount_session_cache_hits_total", session="a") is None, "there is nowhere else to read from"
     assert metric(told, "mount_session_up", session="a") == 1
     assert metric(told, "mount_session_sessions", state="mounted") == 1
+    requests = metric(told, "mount_session_requests_total", session="a")
+    assert requests is not None and requests > 34
+    assert metric(told, "mount_session_worker_restarts_total", session="a") == 0
+    os.kill(daemon.worker("a"), signal.SIGKILL)
+    assert (daemon.root / "a/9").read_bytes() == b"x" * 100
+    with daemon.client() as client:
+        assert metric(client.metrics(), "mount_session_worker_restarts_total", session="a") == 1
 
 
 def test_metrics_of_a_session_whose_worker_hangs_come_without_it(daemon: Serving) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mount.commands.new import command as new
+from mount.commands.policy import command as policy
+from mount.commands.up import command as up
+from mount.policyflags import policy_of
 from mount.settings import Webhook, Workers, load
-from vfs.policy import Policy
+from vfs.policy import Policy, parse
 
 FULL = """
 root = "/srv/sessions"
@@ -80,3 +86,42 @@ def test_the_operators_guide_shows_every_key_and_is_taken(tmp_path: Path) -> Non
         for field in struct.__struct_fields__:
             assert f"{field} =" in file.read_text() or field in ("policy", "workers", "webhooks"), field
     assert settings.policy.quota_bytes == 10 << 30 and settings.webhooks[0].events == ("synced", "conflict", "error")
+
+
+def test_a_policy_is_the_same_from_flags_from_toml_and_from_the_api(tmp_path: Path) -> None:
+    wanted = Policy(
+        uid=1001,
+        gid=1002,
+        umask=0o27,
+        read_only=True,
+        hidden=(".env", "*.key"),
+        local_only=("node_modules",),
+        quota_bytes=10 << 30,
+        quota_inodes=1000,
+        soft_bytes=8 << 30,
+        soft_inodes=900,
+        max_file_bytes=4 << 30,
+        idle_seconds=60.0,
+        durability="remote",
+        cache_bytes=20 << 30,
+    )
+    assert all(getattr(wanted, field) != getattr(Policy(), field) for field in Policy.__struct_fields__)
+    fields: dict[str, Any] = {"hidden": [".env", "*.key"], "local_only": ["node_modules"], "read_only": True}
+    fields |= {"uid": 1001, "gid": 1002, "umask": "027", "quota_inodes": 1000, "soft_inodes": 900}
+    fields |= {"quota_bytes": "10GiB", "soft_bytes": "8GiB", "max_file_bytes": "4GiB", "cache_bytes": "20GiB"}
+    fields |= {"idle_seconds": 60.0, "durability": "remote"}
+    assert Policy().changed(fields) == wanted, "as the API takes it"
+
+    lines = [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
+    (tmp_path / "config.toml").write_text("root = '/x'\n[policy]\n" + "\n".join(lines))
+    assert load(tmp_path / "config.toml").policy == wanted
+
+    flags: list[str] = []
+    for name, value in fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        for one in value if isinstance(value, list) else [value]:
+            flags += [flag] if one is True else [flag, str(one)]
+    for command, arguments in ((new, []), (policy, ["s"]), (up, ["s", str(tmp_path)])):
+        given = command.make_context("x", [*arguments, *flags], resilient_parsing=True).params
+        taken = {name: given[name] for name in Policy.__struct_fields__}
+        assert parse(policy_of(taken)) == wanted, command.name
