@@ -25,7 +25,7 @@ from pathlib import Path
 
 import trio
 
-from mount.client import Client
+from mount.client import Client, NoDaemon
 from mount.messages import NewSession
 from vfs.namespace import ROOT
 from vfs.session import KERNEL, Session
@@ -76,13 +76,21 @@ def serving(directory: Path) -> Iterator[Host]:
         daemon = subprocess.Popen(command, stderr=log)
     host.pid = daemon.pid
     try:
-        while not (host.state / ".daemon/control.sock").exists():
+        while not _answers(host):
             assert daemon.poll() is None, (directory / "log").read_text()
             time.sleep(0.05)
         yield host
     finally:
         daemon.terminate()
         daemon.wait()
+
+
+def _answers(host: Host) -> bool:
+    try:
+        with Client(host.state) as client:
+            return client.openapi() is not None
+    except NoDaemon:
+        return False
 
 
 def memory(pid: int) -> float:

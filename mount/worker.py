@@ -39,6 +39,7 @@ from mount.probe import Probe
 from mount.rendezvous import Rendezvous
 from mount.repeated import Repeated
 from mount.suspicion import Suspicion, refuse
+from mount.turns import ask_for_short_turns
 from vfs import failpoints
 from vfs.errors import single
 from vfs.persisted import PersistedSession
@@ -351,6 +352,10 @@ def main(start: Start, fuse_fd: int, control: socket.socket, zygote: int) -> int
     signal.signal(NUDGE_SIGNAL, _wake_up)
     telling = control.dup()
     try:
+        if not ask_for_short_turns():
+            log.info(
+                "%s: this host gives no short turns; requests may wait behind busier sessions", start.config.session
+            )
         identity.assume(start.config.run_as, start.config.environment)
         return trio.run(serve, start, fuse_fd, control, zygote)
     except BaseException as e:
