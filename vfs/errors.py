@@ -42,11 +42,11 @@ class Conflict(OSError):
 
 
 class Emptied(OSError):
-    """The persistence holds nothing any more that it was given, not even what it keeps for itself (errno EIO): its
-    listing does not say that files were deleted one by one."""
+    """The persistence has lost what it keeps for itself there, perhaps with all else (errno EIO). Said once: what the
+    next listing lacks was not deleted file by file."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(errno.EIO, "everything is gone there, what belongs to mount-session itself too", what)
+        super().__init__(errno.EIO, "emptied, or made anew: what mount-session itself kept there is gone", what)
 
 
 class StateInUse(OSError):

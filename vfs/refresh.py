@@ -121,8 +121,8 @@ class Refresh:
             refs = await persistence.list()
         except Emptied as e:
             log.error("%s: %s; what is here goes there again", self.session.id, e)
-            self._give_again(route)
-            return
+            refs = await persistence.list()
+            self._give_again(route, {os.fsencode(ref.path) for ref in refs})
         new: list[FileRef] = []
         for number, ref in enumerate(refs, 1):
             path = os.fsencode(ref.path)
@@ -154,11 +154,11 @@ class Refresh:
             if number % SLICE == 0:
                 await trio.lowlevel.checkpoint()
 
-    def _give_again(self, route: Route) -> None:
-        """Nothing is there any more. What is here of it is not deleted, it is stored anew."""
+    def _give_again(self, route: Route, listed: set[bytes]) -> None:
+        """What is not there any more but is here is not deleted, it is stored anew."""
         lost = 0
         for path in list(self.namespace.remote.under(os.fsencode(route.base))):
-            if not self._mine(path, route) or path in self.session.writeback.transfer.busy:
+            if path in listed or not self._mine(path, route) or path in self.session.writeback.transfer.busy:
                 continue
             entry = self.namespace.remote.get(path)
             inode = None if entry is None else self.namespace.inodes.get(entry.ino)

@@ -167,3 +167,22 @@ async def test_a_bucket_that_is_deleted_and_made_again_gets_everything_once_more
     keys = {one["Key"].removeprefix("sessions/work/") for one in client.list_objects_v2(Bucket=bucket)["Contents"]}
     own = {".mount-session/image", ".mount-session/lease"}
     assert keys == {"kept", "edited", "new name"} | own
+
+
+async def test_a_lease_that_someone_deleted_costs_a_listing_and_no_upload(
+    both: tuple[S3Storage, S3Storage], moto: Server, tmp_path: Path
+) -> None:
+    s3, _ = both
+    async with sole_writer(s3, tmp_path / "work"), Session.open("work", tmp_path, routes=routes(s3)) as session:
+        assert isinstance(session, PersistedSession)
+        await put(session, "kept", b"1")
+        assert (await session.sync()).pending == 0
+        version = (await s3.stat("kept")).version
+        assert s3.lease is not None
+        for key in (s3.lease.key, s3.image.key):
+            moto.client().delete_object(Bucket=s3.bucket.name, Key=key)
+        await session.refresh()
+        assert session.writeback.transfer.differs(b"kept") is False
+        assert (await session.sync()).pending == 0
+        assert await s3.image.load() is not None
+        assert (await s3.stat("kept")).version == version
