@@ -95,6 +95,32 @@ async def test_a_holder_that_stood_still_asks_before_it_writes(moto: Server, ope
     assert [ref.path for ref in await new.on_list(None, {})] == ["f"]
 
 
+async def test_all_who_wait_for_one_renewal_share_its_failure(
+    proxy: FaultProxy, moto: Server, open_s3: Open, clock: Clock
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket(), write_patience=1.0)
+    s3.lease = lease_of(s3, "one", clock)
+    await s3.lease.acquire()
+    await s3.check()
+    clock.now += 61
+    proxy.down()
+    failed = 0
+
+    async def write(number: int) -> None:
+        nonlocal failed
+        with pytest.raises(Unavailable):
+            await s3.write(f"f{number}", b"x")
+        failed += 1
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            for number in range(30):
+                nursery.start_soon(write, number)
+    assert failed == 30
+    proxy.up()
+    await s3.write("f", b"x")
+
+
 async def test_a_lease_whose_object_is_gone_is_made_again_by_its_holder_alone(s3: S3Storage, clock: Clock) -> None:
     first, second = lease_of(s3, "one", clock), lease_of(s3, "two", clock)
     await first.acquire()

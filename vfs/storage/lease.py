@@ -74,6 +74,16 @@ class _Read:
     age: float
 
 
+class _Asking:
+    """A renewal that others wait for."""
+
+    __slots__ = ("done", "failure")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.failure: OSError | None = None
+
+
 class Lease:
     """One session's lease. `holder` is the same for all processes of one state directory; `who` is for people."""
 
@@ -96,7 +106,7 @@ class Lease:
         self._clock = clock
         self._version: str | None = None
         self._renewed = 0.0
-        self._renewing = trio.Lock()
+        self._asking: _Asking | None = None
 
     async def acquire(self, *, steal: bool = False) -> bool:
         """Take the lease; whether a former holder must be fenced. LeaseHeld where it is another's."""
@@ -126,11 +136,26 @@ class Lease:
         reach("s3.lease.renewed")
 
     async def confirm(self) -> None:
-        """Before a write: a lease that may have lapsed (this process stood still, the host slept) is renewed first."""
-        if self._elapsed() - self._renewed >= self.ttl:
-            async with self._renewing:
-                if self._elapsed() - self._renewed >= self.ttl:
-                    await self.renew()
+        """Before a write: a lease that may have lapsed (this process stood still, the host slept) is renewed first, by
+        one for all who wait."""
+        while self._elapsed() - self._renewed >= self.ttl:
+            if (asking := self._asking) is None:
+                await self._ask()
+                continue
+            await asking.done.wait()
+            if asking.failure is not None:
+                raise asking.failure.with_traceback(None)
+
+    async def _ask(self) -> None:
+        self._asking = asking = _Asking()
+        try:
+            await self.renew()
+        except OSError as e:
+            asking.failure = e
+            raise
+        finally:
+            self._asking = None
+            asking.done.set()
 
     async def _make_again(self, held: Held, refused: Conflict) -> None:
         """The object is not what we wrote: where there is none it is made again, else the lease is another's."""
