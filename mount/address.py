@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["answers", "short_path"]
+__all__ = ["answers", "bind_private", "short_path"]
 
 
 @contextlib.contextmanager
@@ -19,6 +19,16 @@ def short_path(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{fd}/{path.name}"
     finally:
         os.close(fd)
+
+
+def bind_private(sock: socket.socket, short: str) -> None:
+    """A socket that this user alone can connect to, in the place of a dead one's."""
+    Path(short).unlink(missing_ok=True)
+    previous = os.umask(0o177)
+    try:
+        sock.bind(short)
+    finally:
+        os.umask(previous)
 
 
 def answers(path: str) -> bool:

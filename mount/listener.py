@@ -30,7 +30,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 from starlette.applications import Starlette
 
-from mount.address import answers, short_path
+from mount.address import answers, bind_private, short_path
 
 __all__ = ["Listener", "Peer"]
 
@@ -97,12 +97,7 @@ class Listener:
             with short_path(self.path) as short:
                 if answers(short):
                     raise OSError(errno.EADDRINUSE, "another mount-session daemon answers there", str(self.path))
-                Path(short).unlink(missing_ok=True)
-                previous = os.umask(0o177)
-                try:
-                    self._sock.bind(short)
-                finally:
-                    os.umask(previous)
+                bind_private(self._sock, short)
                 if self._gid is not None:
                     os.chown(short, -1, self._gid)
                     os.chmod(short, 0o660)

@@ -6,29 +6,19 @@ Unix socket addresses end at 108 bytes and state directories do not, so it is bo
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 import trio
 
+from mount.address import bind_private, short_path
 from mount.channel import Answer, Channel, Handler
 
 NAME: Final = "worker.sock"
-
-
-@contextlib.contextmanager
-def _short(directory: Path, name: str) -> Iterator[str]:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{name}"
-    finally:
-        os.close(fd)
 
 
 class Rendezvous:
@@ -40,13 +30,8 @@ class Rendezvous:
 
     def __enter__(self) -> Rendezvous:
         """Whatever is there is a dead worker's: the session's lock is ours."""
-        with _short(self._directory, NAME) as path:
-            Path(path).unlink(missing_ok=True)
-            previous = os.umask(0o177)
-            try:
-                self.sock.bind(path)
-            finally:
-                os.umask(previous)
+        with short_path(self._directory / NAME) as path:
+            bind_private(self.sock, path)
         self.sock.listen(8)
         return self
 
@@ -83,7 +68,7 @@ def connect(directory: Path) -> socket.socket | None:
     """A connection to the live worker of the session with this state directory; None where there is none."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        with _short(directory, NAME) as path:
+        with short_path(directory / NAME) as path:
             sock.connect(path)
     except OSError as error:
         sock.close()

@@ -157,15 +157,6 @@ class Namespace:
             directory.listing = [*directory.entries.values()]
         return directory.listing
 
-    def subtree(self, inode: Inode) -> Iterator[Inode]:
-        """The inode and all below it, parents first; an inode with several names comes once for each."""
-        stack = [inode]
-        while stack:
-            inode = stack.pop()
-            yield inode
-            if inode.entries:
-                stack.extend(dentry.inode for dentry in inode.entries.values())
-
     # ---- changing
 
     def apply(self, record: Record) -> Inode | None:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 import trio
 
 from vfs.callbacks import Context
+from vfs.durable import sync_directory
 from vfs.errors import Conflict, error
 from vfs.fileref import FileRef, compute_checksum, guess_content_type, validate_session_id
 from vfs.storage.base import Backend, FileRefs, relative
@@ -205,7 +206,7 @@ class LocalStorage(Backend):
                 self._check(file, context, path)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 self._rename(aside, file, context, path)
-            _sync_directory(file.parent)
+            sync_directory(file.parent)
             return _version(file.lstat())
         finally:
             aside.unlink(missing_ok=True)
@@ -252,7 +253,7 @@ class LocalStorage(Backend):
                 raise Conflict(old, found)
             target.parent.mkdir(parents=True, exist_ok=True)
             source.rename(target)
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
             self._prune(source.parent)
         return self._ref(new, target.lstat())
 
@@ -303,11 +304,3 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
 def _version(status: os.stat_result) -> str:
     return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
