@@ -23,6 +23,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 
 from mount.tally import Tally
 from vfs.inode import Inode
+from vfs.persisted import PersistedSession
 from vfs.rules import Changes
 from vfs.session import Session
 
@@ -94,6 +95,7 @@ class Operations(pyfuse3.Operations):
         self._absent_now = EntryAttributes()
         self._absent_now.st_ino = 0
         self._absent_now.entry_timeout = 1  # someone else may make it, and no listing would tell
+        self._read = session.read_view if isinstance(session, PersistedSession) else session.read
         session.invalidate = self._changed_elsewhere
 
     def _changed_elsewhere(self, names: list[tuple[int, bytes]], inos: list[int]) -> None:
@@ -327,8 +329,8 @@ class Operations(pyfuse3.Operations):
         return FileInfo(fh=inode.ino, keep_cache=True), self._entry(inode)
 
     @_answered
-    async def read(self, fh: int, off: int, size: int) -> bytes:
-        content = await self.session.read(fh, off, size)
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override] # any buffer does
+        content = await self._read(fh, off, size)
         _read.bytes += len(content)
         return content
 

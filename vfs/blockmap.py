@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vfs.errors import DamagedState
@@ -71,25 +71,27 @@ class BlockMap:
         """Offset and end of what of the block is the persistence's."""
         return block * BLOCK, min((block + 1) * BLOCK, self.limit)
 
-    def fetched(self, block: int) -> None:
-        """The block's bytes are in the backing file."""
-        self._set(block, self._present, 0)
+    def fetched(self, *blocks: int) -> None:
+        """The blocks' bytes are in the backing file."""
+        self._set(blocks, self._present, 0)
 
     def overwritten(self, block: int) -> None:
         """The block's bytes are in the backing file, all written here."""
-        self._set(block, self._present, 0)
-        self._set(block, self._written, self._bytes, count=False)
+        self._set((block,), self._present, 0)
+        self._set((block,), self._written, self._bytes, count=False)
 
-    def _set(self, block: int, bits: bytearray, offset: int, count: bool = True) -> None:
-        if count and self.is_absent(block):
-            self.missing -= 1
-        bits[block >> 3] |= 1 << (block & 7)
+    def _set(self, blocks: Sequence[int], bits: bytearray, offset: int, count: bool = True) -> None:
+        for block in blocks:
+            if count and self.is_absent(block):
+                self.missing -= 1
+            bits[block >> 3] |= 1 << (block & 7)
+        first, end = min(blocks) >> 3, (max(blocks) >> 3) + 1
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(fd).st_size == 0:
                 os.pwrite(fd, self._all(), 0)
             else:
-                os.pwrite(fd, bits[block >> 3 : (block >> 3) + 1], _HEADER.size + offset + (block >> 3))
+                os.pwrite(fd, bits[first:end], _HEADER.size + offset + first)
         finally:
             os.close(fd)
 

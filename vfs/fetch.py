@@ -1,9 +1,7 @@
 """Fetches: blocks on their way from the persistence into backing files.
 
 Each block is fetched once however many readers want it, by a task of the session, so a reader that goes away takes
-nothing with it. Bytes go into the backing file, and then into the map, without anything awaited between the look at the
-map and the two; so a fetch never overwrites what was written meanwhile, and never makes a truncated file long again.
-`Hydration` is who asks.
+nothing with it. `Hydration` is who asks; `Fills` brings what comes into the backing file.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import trio
 from vfs.blockmap import BLOCK
 from vfs.callbacks import Context
 from vfs.errors import Conflict, error
+from vfs.fill import Fills
 from vfs.inode import Inode
 from vfs.persistence import Persistence
 from vfs.records import Renewed
@@ -34,7 +33,7 @@ __all__ = ["SPAN", "Fetches"]
 
 log = logging.getLogger(__name__)
 
-SPAN = 16  # blocks of one request at most: 4 MiB
+SPAN = 32  # blocks of one request at most: 8 MiB
 AT_ONCE = 16  # requests in flight
 PAUSES = (0.1, 0.5, 2.0)  # seconds before each retry
 WAITED = 1.0  # seconds; who got nothing after so many is not made to wait for the same once more:
@@ -54,11 +53,11 @@ class _Fetch:
 
 
 class Fetches:
-    def __init__(self, session: PersistedSession, hydration: Hydration) -> None:
+    def __init__(self, session: PersistedSession, hydration: Hydration, fills: Fills) -> None:
         self.session = session
         self.namespace = session.namespace
-        self.content = session.content
         self.hydration = hydration
+        self._fills = fills
         self._running: dict[tuple[int, int], _Fetch] = {}
         self._slots = trio.Semaphore(AT_ONCE)
         self._unsized: cachetools.TTLCache[int, OSError] = cachetools.TTLCache(10_000, SOON, timer=trio.current_time)
@@ -200,14 +199,15 @@ class Fetches:
             content = await persistence.read(name, context)
             if len(content) != entry.size:
                 raise Conflict(name)
-            await self._fill(inode, entry, content, 0)
+            await self._fills.into(inode, entry, content, 0)
         else:
             offset = blocks[0] * BLOCK
             wanted = min(len(blocks) * BLOCK, entry.size - offset)
-            content = await persistence.read_range(name, offset, wanted, context)
-            if len(content) != wanted:
+            view = await persistence.read_view(name, offset, wanted, context)
+            if len(view) != wanted:
                 raise Conflict(name)
-            await self._fill(inode, entry, content, blocks[0])
+            self.hydration.fresh.keep(inode, entry.generation, offset, view)
+            await self._fills.into(inode, entry, view, blocks[0])
 
     async def _size_up(
         self, persistence: Persistence, inode: Inode, path: bytes, entry: Entry, context: Context
@@ -216,7 +216,7 @@ class Fetches:
         found = await measure(persistence, os.fsdecode(path), context)
         is_absent = self._sized(inode, path, entry, found.size, found.version or entry.version, found.mtime_ns)
         if is_absent and found.content is not None:
-            await self._fill(inode, self.namespace.remote.entries[path], found.content, 0)
+            await self._fills.into(inode, self.namespace.remote.entries[path], found.content, 0)
 
     def _sized(
         self, inode: Inode, path: bytes, entry: Entry, size: int, version: str | None, mtime_ns: int | None
@@ -228,29 +228,6 @@ class Fetches:
         self.session.commit_foreign(record)
         self.hydration.maps.pop(inode.ino, None)
         return inode.remote
-
-    async def _fill(self, inode: Inode, entry: Entry, content: bytes, first: int) -> None:
-        """Into the backing file, block by block, what is still absent and still of that version."""
-        view = memoryview(content)
-        for block in range(first, first - (-len(content) // BLOCK)):
-            newest = self.namespace.remote.newest(inode.ino)
-            if not inode.remote or self.namespace.inodes.get(inode.ino) is not inode:
-                return
-            if newest is None or (newest[1].generation, newest[1].version) != (entry.generation, entry.version):
-                return
-            known = self.hydration.map(inode)
-            if known.is_absent(block):
-                offset, end = known.extent(block)
-                at = (block - first) * BLOCK
-                self.hydration.back(inode)
-                with self.content.lease(inode.ino) as fd:
-                    _write_all(fd, view[at : at + end - offset], offset)
-                if inode.unsettled:
-                    self.content.touch(inode.ino, inode.mtime_ns)
-                known.fetched(block)
-            if block % 4 == 3:
-                await trio.lowlevel.checkpoint()
-        self.hydration.check_complete(inode, self.hydration.map(inode))
 
     async def _changed(self, inode: Inode, path: bytes, entry: Entry, e: Conflict) -> None:
         """The persistence holds another version. A clean file becomes that one."""
@@ -274,10 +251,3 @@ class Fetches:
         known = self.hydration.map(inode)
         known.truncate(0)
         self.hydration.check_complete(inode, known)
-
-
-def _write_all(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        done = os.pwrite(fd, view, offset)
-        offset += done
-        view = view[done:]

@@ -2,9 +2,7 @@
 
 An inode with `remote` set has content that is not (all) here; which blocks are, its `BlockMap` says. What is fetched is
 the version that `namespace.remote` names (`if_version`), so two versions never meet in one file: if the persistence has
-another one by now, a clean file is renewed as a whole. Each block is fetched once however many readers want it, by a
-task of the session, so a reader that goes away takes nothing with it. Bytes go into the backing file, and then into the
-map, without anything awaited between the look at the map and the two, so a fetch never overwrites what was written.
+another one by now, a clean file is renewed as a whole. `Fetches` bring blocks, `Fills` put them into the backing file.
 """
 
 from __future__ import annotations
@@ -16,6 +14,8 @@ from typing import TYPE_CHECKING
 from vfs.blockmap import BLOCK, BlockMap
 from vfs.errors import error
 from vfs.fetch import SPAN, Fetches
+from vfs.fill import Fills
+from vfs.fresh import Fresh
 from vfs.inode import Inode
 from vfs.readahead import ReadAhead
 from vfs.records import Adopt, Evicted, Hydrated, Reclaim, Record, Renewed
@@ -39,7 +39,9 @@ class Hydration:
         self.maps: dict[int, BlockMap] = {}
         self._powered_off = powered_off
         self._ahead = ReadAhead()
-        self._fetches = Fetches(session, self)
+        self.fresh = Fresh()
+        self.fills = Fills(session, self)
+        self._fetches = Fetches(session, self, self.fills)
 
     def begin(self) -> None:
         """At the start of a session: what recovery cannot know."""
@@ -75,6 +77,7 @@ class Hydration:
             for ino in record.inos:
                 self.unsized.discard(ino)
                 self._ahead.forget(ino)
+                self.fresh.forget(ino)
                 if (known := self.maps.pop(ino, None)) is not None:
                     known.remove()
         elif isinstance(record, Adopt):
@@ -87,6 +90,7 @@ class Hydration:
 
     def released(self, inode: Inode) -> None:
         self._ahead.forget(inode.ino)
+        self.fresh.forget(inode.ino)
 
     # ---- requests
 
@@ -106,6 +110,7 @@ class Hydration:
         """Blocks that will be written in part are here when this returns, and nothing has been awaited since."""
         await self.settle(inode)
         while inode.remote:
+            await self.fills.over(inode.ino)
             known = self.map(inode)
             end = offset + length
             partial = [

@@ -32,7 +32,6 @@ from vfs.namespace import ROOT, Namespace
 from vfs.options import Options
 from vfs.parts import Parts
 from vfs.pending import PERMANENT
-from vfs.persistence import Persistence
 from vfs.policy import Policy
 from vfs.receipt import Pending, Receipt, StoredFile
 from vfs.records import Record, Unlink
@@ -225,7 +224,7 @@ class PersistedSession(Annotated):
         path = self.namespace.path(self.namespace.directory(parent))
         path = path + b"/" + name if path else name
         persistence = self.place(path).persistence
-        if persistence is None or self.namespace.remote.get(path) is not None or not _is_asked_by_name(persistence):
+        if persistence is None or self.namespace.remote.get(path) is not None or not persistence.is_asked_by_name:
             return None
         ref = await self.writeback.transfer.conflicts.current(persistence, path)
         if ref is not None and self.namespace.remote.get(path) is None and self.at(path) is None:
@@ -234,7 +233,7 @@ class PersistedSession(Annotated):
 
     @property
     def unlisted(self) -> bool:
-        return any(route.persistence is not None and _is_asked_by_name(route.persistence) for route in self.routes)
+        return any(route.persistence is not None and route.persistence.is_asked_by_name for route in self.routes)
 
     async def settle(self, inode: Inode) -> None:
         await self.hydration.settle(inode)
@@ -249,14 +248,19 @@ class PersistedSession(Annotated):
     def is_settled(self, inode: Inode) -> bool:
         return inode.ino not in self.hydration.unsized
 
-    def read(self, ino: int, offset: int, size: int) -> Coroutine[Any, Any, bytes]:
+    async def read(self, ino: int, offset: int, size: int) -> bytes:
+        return bytes(await self.read_view(ino, offset, size))
+
+    def read_view(self, ino: int, offset: int, size: int) -> Coroutine[Any, Any, bytes | memoryview]:
+        """As `read`; bytes that are in memory are not copied."""
         inode = self.namespace.inodes.get(ino)
-        if inode is not None and (self.cache.limit is not None or (inode.remote and inode.is_file)):
+        cached = self.cache.limit is not None or self.hydration.fresh.bytes
+        if inode is not None and (cached or (inode.remote and inode.is_file)):
             return self._read_cached(inode, offset, size)
         self.traffic.hits += 1
         return super().read(ino, offset, size)  # each frame on the way would cost a request a microsecond
 
-    async def _read_cached(self, inode: Inode, offset: int, size: int) -> bytes:
+    async def _read_cached(self, inode: Inode, offset: int, size: int) -> bytes | memoryview:
         if inode.remote and inode.is_file:
             await self.cache.admit(0)
             if await self.hydration.before_read(inode, offset, size):
@@ -267,7 +271,8 @@ class PersistedSession(Annotated):
             self.traffic.hits += 1
         if self.cache.limit is not None:
             self.cache.touch(inode)
-        return await super().read(inode.ino, offset, size)
+        fresh = self.hydration.fresh.read(inode, offset, size)
+        return await super().read(inode.ino, offset, size) if fresh is None else fresh
 
     def write(self, ino: int, offset: int, data: bytes) -> Coroutine[Any, Any, int]:
         inode = self.namespace.inodes.get(ino)
@@ -291,6 +296,7 @@ class PersistedSession(Annotated):
         if changes.size is not None:
             while ino in self._frozen:
                 await self._frozen[ino].wait()
+            await self.hydration.fills.over(ino)
             inode = self.namespace.inode(ino)
             if inode.remote and inode.is_file and not self.read_only:
                 self.hydration.before_truncate(inode)
@@ -349,7 +355,3 @@ class PersistedSession(Annotated):
             {os.fsdecode(path): file for path, file in self._stored.items()},
             reasons,
         )
-
-
-def _is_asked_by_name(persistence: Persistence) -> bool:
-    return "on_list" not in persistence.can and (persistence.reads or "on_stat" in persistence.can)

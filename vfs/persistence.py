@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, TypeGuard, cast
 
 import trio
 
@@ -96,6 +96,11 @@ class Persistence:
     def largest_read(self) -> int | None:
         return None if "on_read_range" in self.can else self.max_file_size
 
+    @property
+    def is_asked_by_name(self) -> bool:
+        """Whether a name that is not known has to be asked for, as nothing lists it."""
+        return "on_list" not in self.can and (self.reads or "on_stat" in self.can)
+
     def for_scope(self, scope: object) -> Persistence:
         """The same callbacks, threads and limits for another scope."""
         other = copy.copy(self)
@@ -148,9 +153,13 @@ class Persistence:
 
     async def read_range(self, path: str, offset: int, size: int, context: Context | None = None) -> bytes:
         """`size` bytes from `offset`; fewer only at the file's end."""
+        return bytes(await self.read_view(path, offset, size, context))
+
+    async def read_view(self, path: str, offset: int, size: int, context: Context | None = None) -> bytes | memoryview:
+        """As `read_range`; a view of bytes that nobody changes is not copied."""
         arguments = (self._outward(path), offset, size)
         answer = await self._call("on_read_range", path, "read", context, *arguments, moving=size)
-        content = self._bytes("on_read_range", path, answer)
+        content = answer if _is_still(answer) else self._bytes("on_read_range", path, answer)
         if len(content) > size:
             raise self._caller.bad_answer("on_read_range", path, f"at most {size} bytes", content)
         return content
@@ -312,3 +321,7 @@ class Persistence:
             mode=context.get("mode"),
             metadata=metadata,
         )
+
+
+def _is_still(answer: object) -> TypeGuard[memoryview]:
+    return isinstance(answer, memoryview) and answer.readonly and answer.format == "B" and answer.c_contiguous

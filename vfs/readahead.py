@@ -1,8 +1,8 @@
 """Read-ahead: how far beyond a read content is fetched, file by file.
 
 It grows with each read that goes on where the last one ended, and is nothing for the others: a random read of 4 KiB
-fetches its block and no more. More is asked for when half of what was asked for is used up, so that requests are large
-and several are under way while a reader goes through them.
+fetches its block and no more. More is asked for when a quarter of what was asked for is used up, so that requests are
+large and several are under way while a reader goes through them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from vfs.blockmap import BLOCK
 
 __all__ = ["ReadAhead"]
 
-FIRST, MOST = 4, 128  # blocks: 1 MiB, doubled up to 32 MiB
+FIRST, MOST = 4, 256  # blocks: 1 MiB, doubled up to 64 MiB
 
 
 class _Stream:
@@ -38,7 +38,7 @@ class ReadAhead:
             stream.window = stream.asked = 0
             return None
         at = -(-end // BLOCK)
-        if stream.asked - at > stream.window // 2:
+        if stream.asked - at > stream.window - stream.window // 4:
             return None
         stream.window = min(MOST, max(FIRST, 2 * stream.window))
         first = max(at, stream.asked)

@@ -171,6 +171,7 @@ async def test_a_ca_of_ones_own_is_trusted_where_it_is_named(
     s3 = await open_s3(tls, bucket, ca_file=str(certificate[0]))
     await s3.write("f", b"over TLS")
     assert await s3.read("f") == b"over TLS"
+    assert bytes(await s3.on_read_range(None, "/f", 5, 3, {})) == b"TLS"
     assert [one.path for one in await s3.on_list(None, {})] == ["f"]
     stranger = await open_s3(tls, bucket, read_patience=0.2, write_patience=0.2)
     for attempt in (stranger.read("f"), stranger.on_list(None, {})):

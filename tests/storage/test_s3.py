@@ -140,7 +140,7 @@ async def test_a_whole_batch_of_ranges_never_mixes_two_versions(s3: S3Storage) -
     async def read(offset: int) -> None:
         nonlocal conflicts
         try:
-            got.append(await s3.on_read_range(None, "/f", offset, 10_000, {"if_version": ref.version}))
+            got.append(bytes(await s3.on_read_range(None, "/f", offset, 10_000, {"if_version": ref.version})))
         except Conflict:
             conflicts += 1
 

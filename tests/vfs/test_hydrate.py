@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests.vfs.shelf import IN_MEMORY, BigShelf, Crash, Shelf, content, put, routes
+from vfs import fill
 from vfs.blockmap import BLOCK
 from vfs.options import Options
 from vfs.rules import Changes
@@ -264,6 +266,55 @@ async def test_after_power_loss_fetched_content_is_not_trusted(tmp_path: Path, a
     async with opened(tmp_path, shelf) as session:
         assert await content(session, "whole") == data
         assert await content(session, "part") == data[: 2 * BLOCK] + b"x" * BLOCK + data[3 * BLOCK :]
+
+
+async def test_who_writes_waits_for_what_is_being_filled_in_and_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+    write_all = fill._write_all
+
+    def slowly(fd: int, pieces: list[fill.Piece]) -> None:
+        begun.set()
+        assert go.wait(20)
+        write_all(fd, pieces)
+
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        data = some(4 * BLOCK)
+        written = await evicted(session, "written", data)
+        cut = await evicted(session, "cut", data)
+        gone = await evicted(session, "gone", data)
+        monkeypatch.setattr(fill, "_write_all", slowly)
+        changed: list[str] = []
+
+        async def change(ino: int) -> None:
+            if ino == written:
+                await session.write(ino, BLOCK, b"x" * BLOCK)
+            elif ino == cut:
+                await session.setattr(ino, Changes(size=BLOCK + 1), KERNEL)
+            else:
+                session.cache.evict([session.namespace.inode(ino)])  # waits for nothing
+            changed.append("")
+
+        for ino in (written, cut, gone):
+            begun.clear()
+            go.clear()
+            changed.clear()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.hydration.complete, session.namespace.inode(ino))
+                await trio.to_thread.run_sync(begun.wait, 20)
+                nursery.start_soon(change, ino)
+                await trio.testing.wait_all_tasks_blocked()
+                assert bool(changed) == (ino == gone)
+                go.set()
+        assert await content(session, "written") == data[:BLOCK] + b"x" * BLOCK + data[2 * BLOCK :]
+        assert await content(session, "cut") == data[: BLOCK + 1]
+        assert await content(session, "gone") == data
+        receipt = await session.sync()
+        assert receipt.pending == 0
+        assert shelf.contents["/written"] == data[:BLOCK] + b"x" * BLOCK + data[2 * BLOCK :]
+        assert shelf.contents["/cut"] == data[: BLOCK + 1]
 
 
 block_write = st.tuples(st.just("write"), st.integers(0, 4 * BLOCK), st.integers(1, 2 * BLOCK), st.integers(0, 255))

@@ -17,15 +17,13 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 import trio
-from botocore.exceptions import ClientError
 
 from vfs.errors import Conflict
+from vfs.storage.download import Blob, Found, Span, etag_of, get, stat, version_of
 from vfs.storage.endpoint import Clients, Endpoint, connect
 from vfs.storage.failures import (
     AccessDenied,
@@ -34,13 +32,13 @@ from vfs.storage.failures import (
     Unavailable,
     explain,
     explain_answer,
-    is_out_of_range,
 )
+from vfs.storage.plain import Plain
 from vfs.storage.throttle import Budget, Throttle
 from vfs.storage.wire import Wire
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, PutMode
+    from obstore import PutMode
 
 __all__ = ["ANY", "HASHED_IN_PLACE", "Blob", "Bucket", "Condition", "Found", "etag_of", "version_of"]
 
@@ -63,23 +61,6 @@ LONGEST_DELAY = 3.0
 RENEWAL_PAUSE = 2.0  # seconds between two searches for rotated credentials
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a HEAD says of an object."""
-
-    size: int
-    version: str
-    modified: datetime
-    metadata: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Blob(Found):
-    """An object's content, or the part of it that was asked for; `size` is the whole object's."""
-
-    content: bytes = b""
-
-
 _MD5 = re.compile(r"[0-9a-f]{32}")
 HASHED_IN_PLACE = 64 << 10  # a thread costs more than hashing so few bytes
 
@@ -89,16 +70,6 @@ async def _md5(content: bytes | memoryview) -> str:
         return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
     return digest() if len(content) <= HASHED_IN_PLACE else await trio.to_thread.run_sync(digest)
-
-
-def version_of(etag: str | None) -> str:
-    """An ETag as a version: without its quotes."""
-    return (etag or "").strip('"')
-
-
-def etag_of(version: str) -> str:
-    """A version as If-Match wants it."""
-    return version if version.startswith("W/") else f'"{version}"'
 
 
 class Bucket:
@@ -112,7 +83,8 @@ class Bucket:
         self.counts: Counter[str] = Counter()
         self.last_failure: str | None = None
         self.conditional = True  # False where the endpoint ignores If-Match and If-None-Match: `vfs.storage.probe`
-        self.ranges_by_boto = False
+        self.plain_ranges = False
+        self._plain = Plain(endpoint)
         self._md5_etags: bool | None = None  # learned from the first write
         self._clients: Clients | None = None
         self._connecting = trio.Lock()
@@ -124,6 +96,7 @@ class Bucket:
         return self.endpoint.bucket
 
     async def aclose(self) -> None:
+        self._plain.close()
         await self._wire.aclose()
 
     async def clients(self) -> Clients:
@@ -141,38 +114,38 @@ class Bucket:
 
     # One object
 
-    async def get(self, key: str, *, span: tuple[int, int] | None = None, version: str | None = None) -> Blob:
-        """The object, or the bytes `span[0] <= i < span[1]` of it. Conflict where it is not of `version`."""
-        request = functools.partial(_get, key=key, span=span, version=version)
-        if self.ranges_by_boto and span is not None:
-            request = functools.partial(_get_by_boto, target=self.target(key), span=span, version=version)
+    async def get(self, key: str, *, span: Span | None = None, version: str | None = None) -> Blob:
+        """The object, or the bytes `span` of it. Conflict where it is not of `version`."""
+        request = functools.partial(get, key=key, span=span, version=version)
+        if self.plain_ranges and span is not None:
+            request = functools.partial(self._plain.get, target=self.target(key), span=span, version=version)
         try:
             blob = await self._read(key, request)
         except NotPartial:
-            self.ranges_by_boto = True
-            log.warning("%s answers ranged reads with status 200; they go through boto3, which is slower", self.name)
+            self.plain_ranges = True
+            log.info("%s answers ranged reads with status 200, which obstore refuses", self.name)
             return await self.get(key, span=span, version=version)
         if await self._is_spoiled(blob):
             again = await self._read(key, request)
             # Read the same twice it is what the server has, whatever its ETag means (that of SSE-KMS looks like an
             # MD5).
-            if again.content != blob.content:
+            if again.view != blob.view:
                 self.counts["spoiled answers"] += 1
                 if await self._is_spoiled(again):
                     raise Unavailable(key, "the content does not have the MD5 that is its ETag")
             blob = again
-        self.counts["bytes read"] += len(blob.content)
+        self.counts["bytes read"] += len(blob.view)
         return blob
 
     async def _is_spoiled(self, blob: Blob) -> bool:
         """Whether a whole object's content contradicts its ETag, on a server whose ETags are MD5s."""
-        if not self._md5_etags or len(blob.content) != blob.size or not _MD5.fullmatch(blob.version):
+        if not self._md5_etags or len(blob.view) != blob.size or not _MD5.fullmatch(blob.version):
             return False
-        return await _md5(blob.content) != blob.version
+        return await _md5(blob.view) != blob.version
 
     async def stat(self, key: str) -> Found:
         try:
-            return await self._read(key, functools.partial(_stat, key=key))
+            return await self._read(key, functools.partial(stat, key=key))
         except FileNotFoundError:
             await self._confirm_bucket()
             raise
@@ -305,68 +278,11 @@ class Bucket:
             return True
 
 
-def _get(clients: Clients, *, key: str, span: tuple[int, int] | None, version: str | None) -> Blob:
-    options: GetOptions = {}
-    if span is not None:
-        options["range"] = span
-    if version is not None:
-        options["if_match"] = etag_of(version)
-    try:
-        result = clients.store.get(key, options=options)
-    except Exception as e:
-        if span is not None and is_out_of_range(e):
-            found = _stat(clients, key=key)
-            return Blob(found.size, _same(key, version, found.version), found.modified, found.metadata, b"")
-        if "non-partial" in str(e):
-            raise NotPartial(key) from e
-        raise
-    meta = result.meta
-    found_version = _same(key, version, version_of(meta["e_tag"]))
-    first, last = (0, meta["size"]) if span is None else (span[0], min(span[1], meta["size"]))
-    if result.range != (first, last):
-        raise Unavailable(key, f"bytes {result.range} came instead of {(first, last)}")
-    content = bytes(result.bytes())
-    if len(content) != last - first:
-        raise Unavailable(key, f"{len(content)} bytes came instead of {last - first}")
-    return Blob(meta["size"], found_version, meta["last_modified"], dict(result.attributes), content)
-
-
-def _get_by_boto(clients: Clients, *, target: Mapping[str, Any], span: tuple[int, int], version: str | None) -> Blob:
-    key: str = target["Key"]
-    match: dict[str, Any] = {} if version is None else {"IfMatch": etag_of(version)}
-    try:
-        answer = clients.boto.get_object(**target, Range=f"bytes={span[0]}-{span[1] - 1}", **match)
-    except ClientError as e:
-        if e.response["ResponseMetadata"]["HTTPStatusCode"] != 416:
-            raise
-        found = _stat(clients, key=key)
-        return Blob(found.size, _same(key, version, found.version), found.modified, found.metadata, b"")
-    size = int(answer["ContentRange"].rpartition("/")[2])
-    content = answer["Body"].read()
-    if len(content) != min(span[1], size) - span[0]:
-        raise Unavailable(key, f"{len(content)} bytes came instead of {min(span[1], size) - span[0]}")
-    metadata = {"Content-Type": answer["ContentType"], **answer["Metadata"]}
-    return Blob(size, _same(key, version, version_of(answer["ETag"])), answer["LastModified"], metadata, content)
-
-
-def _same(key: str, wanted: str | None, found: str) -> str:
-    """`found`, where it is what was `wanted`: some servers ignore If-Match."""
-    if wanted is not None and found != wanted:
-        raise Conflict(key, found)
-    return found
-
-
-def _stat(clients: Clients, *, key: str) -> Found:
-    result = clients.store.get(key, options={"head": True})
-    meta = result.meta
-    return Found(meta["size"], version_of(meta["e_tag"]), meta["last_modified"], dict(result.attributes))
-
-
 def _compare(clients: Clients, key: str, condition: Condition) -> None:
     """Conflict where the object is not what `condition` says. A missing bucket is like an absent object here: what is
     asked next says which."""
     try:
-        found = _stat(clients, key=key).version
+        found = stat(clients, key=key).version
     except FileNotFoundError:
         found = None
     if found != condition:

@@ -155,7 +155,7 @@ class Objects:
                 theirs = await self.bucket.get(key, span=(offset, offset + size), version=found.version)
             except (Conflict, FileNotFoundError):
                 return False
-            if theirs.content != await trio.to_thread.run_sync(source.read, offset, size):
+            if theirs.view != await trio.to_thread.run_sync(source.read, offset, size):
                 return False
         return True
 

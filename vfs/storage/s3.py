@@ -192,9 +192,9 @@ class S3Storage(Backend):
         with for_readers(path):
             return (await self.objects.read(relative(path), context.get("if_version"))).content
 
-    async def on_read_range(self, scope: object, path: str, offset: int, size: int, context: Context) -> bytes:
+    async def on_read_range(self, scope: object, path: str, offset: int, size: int, context: Context) -> memoryview:
         with for_readers(path):
-            return (await self.objects.read_range(relative(path), offset, size, context.get("if_version"))).content
+            return (await self.objects.read_range(relative(path), offset, size, context.get("if_version"))).view
 
     async def on_write(self, scope: object, path: str, content: bytes, context: Context) -> FileRef:
         await self._ready()

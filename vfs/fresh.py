@@ -1,0 +1,57 @@
+"""Fresh bytes: what was just fetched, kept in memory for the reader that it was fetched for.
+
+They are in the backing file too; reading them there again would cost a copy for each request. A generation of a file
+has one content, so bytes kept for a generation are right as long as the file is of it, whatever is evicted or fetched
+anew. A span goes when it has been read to its end, when the file is closed, or as the oldest when there is too much.
+"""
+
+from __future__ import annotations
+
+from vfs.inode import Inode
+
+__all__ = ["Fresh"]
+
+MOST = 96 << 20  # bytes: what read-ahead asks for at most (`vfs.readahead`), and half as much
+
+
+class _Span:
+    __slots__ = ("end", "generation", "start", "view")
+
+    def __init__(self, generation: int, start: int, view: memoryview) -> None:
+        self.generation = generation
+        self.start = start
+        self.end = start + len(view)
+        self.view = view
+
+
+class Fresh:
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._spans: dict[int, list[_Span]] = {}
+
+    def keep(self, inode: Inode, generation: int, start: int, content: bytes | memoryview) -> None:
+        self._spans.setdefault(inode.ino, []).append(_Span(generation, start, memoryview(content)))
+        self.bytes += len(content)
+        while self.bytes > MOST:
+            oldest = next(iter(self._spans))
+            self._drop(oldest, self._spans[oldest][0])
+
+    def read(self, inode: Inode, offset: int, size: int) -> memoryview | None:
+        """The bytes, where one span has them all."""
+        end = min(offset + size, inode.size)
+        for span in self._spans.get(inode.ino, ()):
+            if span.start <= offset < end <= span.end and span.generation == inode.generation:
+                if end == span.end:
+                    self._drop(inode.ino, span)
+                return span.view[offset - span.start : end - span.start]
+        return None
+
+    def forget(self, ino: int) -> None:
+        self.bytes -= sum(len(span.view) for span in self._spans.pop(ino, ()))
+
+    def _drop(self, ino: int, span: _Span) -> None:
+        spans = self._spans[ino]
+        spans.remove(span)
+        self.bytes -= len(span.view)
+        if not spans:
+            del self._spans[ino]

@@ -1,0 +1,98 @@
+"""Downloads: an object, a part of it, or what a HEAD says of it, in one request through obstore.
+
+These run in threads; `Bucket` starts and repeats them. What comes is checked: the length that was asked for, of the
+version that was asked for, as some servers ignore If-Match."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from vfs.errors import Conflict
+from vfs.storage.endpoint import Clients
+from vfs.storage.failures import NotPartial, Unavailable, is_out_of_range
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+__all__ = ["Blob", "Found", "Span", "etag_of", "get", "nothing_there", "same", "stat", "version_of"]
+
+Span = tuple[int, int]
+"""The bytes `span[0] <= i < span[1]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a HEAD says of an object."""
+
+    size: int
+    version: str
+    modified: datetime
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Blob(Found):
+    """An object's content, or the part of it that was asked for; `size` is the whole object's. `view` is the content
+    where it came, without a copy."""
+
+    view: memoryview = field(default_factory=lambda: memoryview(b""))
+
+    @property
+    def content(self) -> bytes:
+        return bytes(self.view)
+
+
+def version_of(etag: str | None) -> str:
+    """An ETag as a version: without its quotes."""
+    return (etag or "").strip('"')
+
+
+def etag_of(version: str) -> str:
+    """A version as If-Match wants it."""
+    return version if version.startswith("W/") else f'"{version}"'
+
+
+def get(clients: Clients, *, key: str, span: Span | None, version: str | None) -> Blob:
+    options: GetOptions = {}
+    if span is not None:
+        options["range"] = span
+    if version is not None:
+        options["if_match"] = etag_of(version)
+    try:
+        result = clients.store.get(key, options=options)
+    except Exception as e:
+        if span is not None and is_out_of_range(e):
+            return nothing_there(clients, key, version)
+        if "non-partial" in str(e):
+            raise NotPartial(key) from e
+        raise
+    meta = result.meta
+    found = same(key, version, version_of(meta["e_tag"]))
+    first, last = (0, meta["size"]) if span is None else (span[0], min(span[1], meta["size"]))
+    if result.range != (first, last):
+        raise Unavailable(key, f"bytes {result.range} came instead of {(first, last)}")
+    content = memoryview(result.bytes())
+    if len(content) != last - first:
+        raise Unavailable(key, f"{len(content)} bytes came instead of {last - first}")
+    return Blob(meta["size"], found, meta["last_modified"], dict(result.attributes), content)
+
+
+def nothing_there(clients: Clients, key: str, version: str | None) -> Blob:
+    """What a range has that begins at the object's end or behind it."""
+    found = stat(clients, key=key)
+    return Blob(found.size, same(key, version, found.version), found.modified, found.metadata)
+
+
+def stat(clients: Clients, *, key: str) -> Found:
+    result = clients.store.get(key, options={"head": True})
+    meta = result.meta
+    return Found(meta["size"], version_of(meta["e_tag"]), meta["last_modified"], dict(result.attributes))
+
+
+def same(key: str, wanted: str | None, found: str) -> str:
+    """`found`, where it is what was `wanted`."""
+    if wanted is not None and found != wanted:
+        raise Conflict(key, found)
+    return found

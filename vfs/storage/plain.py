@@ -1,0 +1,143 @@
+"""Plain: ranged reads of servers that obstore refuses, over sockets of our own.
+
+`rclone serve s3` answers a ranged read with the right bytes and status 200. boto3 reads that, at 3 ms of CPU a MiB in
+the loop that answers requests; here the bytes go from the socket into their buffer, in the thread that asked.
+`Bucket` calls this, and its rules hold here too: one request has one deadline, from connecting to the last byte."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from vfs.storage.download import Blob, Span, nothing_there, same, version_of
+from vfs.storage.endpoint import Clients, Endpoint
+from vfs.storage.failures import Unavailable, explain_answer
+
+__all__ = ["Plain"]
+
+SIGNATURE_LIVES = 900
+HEAD_MAX = 64 << 10
+METADATA = "x-amz-meta-"
+
+
+class _Said:
+    """The head of an answer, as http.client wants to be given it: its own reading has no deadline."""
+
+    def __init__(self, head: bytes) -> None:
+        self._head = head
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self._head)
+
+
+class Plain:
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._idle: deque[socket.socket] = deque()  # its methods are atomic
+
+    def close(self) -> None:
+        """Of idle connections; those in use are closed with their answers."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def get(self, clients: Clients, *, target: Mapping[str, Any], span: Span, version: str | None) -> Blob:
+        """The bytes `span` of the object that `target` names. Blocks."""
+        key: str = target["Key"]
+        url = clients.boto.generate_presigned_url("get_object", Params=dict(target), ExpiresIn=SIGNATURE_LIVES)
+        deadline = time.monotonic() + self._endpoint.request_timeout
+        try:
+            answer, body = self._ask(url, f"bytes={span[0]}-{span[1] - 1}", target, deadline)
+        except (OSError, http.client.HTTPException) as e:
+            raise Unavailable(key, f"{type(e).__name__} {e}") from e
+        if answer.status == 416:
+            return nothing_there(clients, key, version)
+        if answer.status not in (200, 206):
+            raise explain_answer(answer.status, bytes(body).decode(errors="replace"), key)
+        found = same(key, version, version_of(answer.headers["ETag"]))
+        size = int(answer.headers.get("Content-Range", "").rpartition("/")[2] or -1)
+        if len(body) != min(span[1], size) - span[0]:
+            raise Unavailable(key, f"{len(body)} of {size} bytes came instead of {span}")
+        metadata = {n[len(METADATA) :]: v for n, v in answer.headers.items() if n.lower().startswith(METADATA)}
+        metadata["Content-Type"] = answer.headers.get("Content-Type", "")
+        modified = parsedate_to_datetime(answer.headers["Last-Modified"]).astimezone(UTC)
+        return Blob(size, found, modified, metadata, body)
+
+    def _ask(
+        self, url: str, wanted: str, target: Mapping[str, Any], deadline: float
+    ) -> tuple[http.client.HTTPResponse, memoryview]:
+        parts = urlsplit(url)
+        lines = [f"GET {parts.path}?{parts.query} HTTP/1.1", f"Host: {parts.netloc}", f"Range: {wanted}"]
+        if "RequestPayer" in target:
+            lines.append("x-amz-request-payer: requester")
+        connection = self._connected(parts.scheme, parts.hostname or "", parts.port)
+        try:
+            connection.settimeout(_left(deadline))
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())
+            answer, body = _answer(connection, deadline)
+        except BaseException:
+            connection.close()
+            raise
+        if answer.will_close:
+            connection.close()
+        else:
+            self._idle.append(connection)
+        return answer, body
+
+    def _connected(self, scheme: str, host: str, port: int | None) -> socket.socket:
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        seconds = self._endpoint.connect_timeout
+        connection = socket.create_connection((host, port or (443 if scheme == "https" else 80)), seconds)
+        if scheme == "https":
+            context = ssl.create_default_context()
+            if self._endpoint.ca_file is not None:
+                context.load_verify_locations(self._endpoint.ca_file)
+            connection = context.wrap_socket(connection, server_hostname=host)
+        return connection
+
+
+def _answer(connection: socket.socket, deadline: float) -> tuple[http.client.HTTPResponse, memoryview]:
+    head, rest = _head(connection, deadline)
+    answer = http.client.HTTPResponse(cast(socket.socket, _Said(head)))
+    answer.begin()
+    if answer.length is None:
+        raise http.client.HTTPException("an answer without a length")
+    body = memoryview(bytearray(answer.length))
+    at = min(len(rest), len(body))
+    body[:at] = rest[:at]
+    while at < len(body):
+        connection.settimeout(_left(deadline))
+        if (got := connection.recv_into(body[at:])) == 0:
+            raise http.client.IncompleteRead(b"", len(body) - at)
+        at += got
+    return answer, body.toreadonly()
+
+
+def _head(connection: socket.socket, deadline: float) -> tuple[bytes, bytes]:
+    """An answer up to its empty line, and what came of its body with it."""
+    said = b""
+    while b"\r\n\r\n" not in said:
+        connection.settimeout(_left(deadline))
+        piece = connection.recv(HEAD_MAX)
+        if not piece or len(said) > HEAD_MAX:
+            raise http.client.BadStatusLine(repr(said[:100]))
+        said += piece
+    head, _, rest = said.partition(b"\r\n\r\n")
+    return head + b"\r\n\r\n", rest
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("no whole answer in time")
+    return left
