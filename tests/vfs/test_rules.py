@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -260,7 +261,12 @@ async def test_a_size_that_the_disk_cannot_have_changes_nothing(tmp_path: Path) 
     async with Session.open("work", tmp_path) as session:
         ino = session.create(1, b"file", 0o644, KERNEL).ino
         await session.write(ino, 0, b"content")
-        await refused_later(errno.EFBIG, session.setattr, ino, Changes(size=2**63 - 1), KERNEL)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 40, before[1]))  # as a disk does; a tmpfs takes any size
+        try:
+            await refused_later(errno.EFBIG, session.setattr, ino, Changes(size=1 << 41), KERNEL)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert session.getattr(ino).size == 7
         assert await session.read(ino, 0, 100) == b"content"
 
