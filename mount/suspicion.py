@@ -71,7 +71,7 @@ class Suspicion:
         return convicted
 
     def watch(self, operations: pyfuse3.Operations, count: int) -> None:
-        """The next `count` requests one at a time, each noted: those that come again, for they come first."""
+        """The next `count` requests one at a time, each noted: all that come again, for they come first."""
         self._operations, self._left = operations, count
         for name in _HANDLERS:
             self._before[name] = getattr(operations, name)

@@ -112,7 +112,7 @@ class Worker:
 
     def _take_over(self, operations: Operations, nursery: trio.Nursery) -> None:
         """Have what the worker before left unanswered sent again; what it had carried out is not done twice."""
-        unanswered = resend.Unanswered([], [])
+        unanswered = resend.Unanswered([], [], [])
         if self.start.connection.agreement.can_resend:  # else it had answered all, or this would be a new connection
             unanswered = resend.recall(self.device.fd, self._refuse)
         self.session.forget(unanswered.forgotten)
@@ -132,7 +132,7 @@ class Worker:
         if done:
             nursery.start_soon(Repeated(operations, self.in_flight, done).leave_in_time)
         if unanswered.requests:
-            self.suspicion.watch(operations, len(unanswered.requests))
+            self.suspicion.watch(operations, len(unanswered.requests) + len(unanswered.new))
 
     def _refuse(self, unanswered: list[resend.Request]) -> list[resend.Request]:
         convicted = self.suspicion.convict(unanswered)

@@ -101,9 +101,9 @@ def reboot(disk: Disk, session: Mounted) -> None:
     session.kill9()
     disk.unplug()
     disk.plug_in()
-    running = session.state / session.session / "running"
-    if running.exists():
-        running.write_text("00000000-0000-0000-0000-000000000000")
+    lock = session.state / session.session / "lock"
+    assert lock.read_bytes().strip(), "it would be opened as one that was closed cleanly"
+    lock.write_bytes(b"00000000-0000-0000-0000-000000000000")
 
 
 def test_after_power_loss_what_was_fsynced_is_there_and_the_rest_is_a_prefix(mounted: Mount, disk: Disk) -> None:
