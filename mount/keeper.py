@@ -102,6 +102,7 @@ class Keeper:
                     self._employ(kept)
 
     def _employ(self, kept: Kept) -> None:
+        self._close_door(kept)
         strange = {key.fd for key in self._selector.get_map().values()}
         strange |= {other.fd for other in self._kept.values()}
         kept.pid = self._fork(kept, strange - {kept.fd})
@@ -118,13 +119,14 @@ class Keeper:
             elif kept.due is None:
                 self._put_to_sleep(kept)
             else:
+                self._open_door(kept)
                 how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
                 log.error(
                     "%s: worker %d %s, and there is no supervisor; the next in %g s", kept.session, pid, how, kept.delay
                 )
 
     def _let_go(self, kept: Kept) -> None:
-        self._wake(kept)
+        self._close_door(kept)
         del self._kept[kept.session]
         kept.close()
 
@@ -134,32 +136,34 @@ class Keeper:
             if kept is not None:
                 self._let_go(kept)
 
-    # ---- sessions that sleep
+    # ---- sessions without a worker
 
     def _put_to_sleep(self, kept: Kept) -> None:
+        self._open_door(kept)
+        self._selector.register(kept.fd, selectors.EVENT_READ, partial(self._asked, kept))
+
+    def _asked(self, kept: Kept) -> None:
+        if not kept.start.connection.agreement.can_resend or resend.is_asked(kept.fd):
+            self._employ(kept)
+
+    def _open_door(self, kept: Kept) -> None:
+        """Be where a new supervisor looks for the session's worker."""
         try:
             door = Rendezvous(kept.start.config.directory)
             door.__enter__()
         except OSError as error:
             log.error("%s: a new supervisor cannot find this session: %s", kept.session, error)
-        else:
-            self._doors[kept.session] = door
-            self._selector.register(door.sock, selectors.EVENT_READ, partial(self._open, kept, door.sock))
-        self._selector.register(kept.fd, selectors.EVENT_READ, partial(self._asked, kept))
+            return
+        self._doors[kept.session] = door
+        self._selector.register(door.sock, selectors.EVENT_READ, partial(self._open, kept, door.sock))
 
-    def _wake(self, kept: Kept) -> None:
-        """It sleeps no more."""
+    def _close_door(self, kept: Kept) -> None:
         if kept.fd in self._selector.get_map():
             self._selector.unregister(kept.fd)
         door = self._doors.pop(kept.session, None)
         if door is not None:
             self._selector.unregister(door.sock)
             door.__exit__(None, None, None)
-
-    def _asked(self, kept: Kept) -> None:
-        if not kept.start.connection.agreement.can_resend or resend.is_asked(kept.fd):
-            self._wake(kept)
-            self._employ(kept)
 
     def _open(self, kept: Kept, door: socket.socket) -> None:
         peer, _ = door.accept()
@@ -184,7 +188,13 @@ class Keeper:
     def _reply(self, kept: Kept, call: Call) -> tuple[Reply, tuple[int, ...]]:
         if call.name == "descriptor":
             start = msgspec.to_builtins(kept.start)
-            about = {"supervised": False, "pid": os.getpid(), "start": start, "asleep": True}
+            about = {
+                "supervised": False,
+                "pid": os.getpid(),
+                "start": start,
+                "asleep": True,
+                "died": kept.due is not None,
+            }
             return Reply(call.id, about), (kept.fd,)
         if call.name in ("adopt", "supervisor"):
             return Reply(call.id), ()

@@ -23,7 +23,8 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from mount import bdi, fdstore, handshake, holders, liveness, mountpoint, readiness, resend
+from mount import fdstore, holders, liveness, mountpoint, readiness, resend
+from mount.attachment import attach
 from mount.channel import BrokenChannel, Channel, pair
 from mount.config import Connection, MountConfig, Receipt, Start
 from mount.handle import WorkerHandle
@@ -59,7 +60,7 @@ class Mounted:
 
     async def start(self) -> None:
         """Mount, have a worker serve, and see a real write and read go through; else leave nothing mounted."""
-        await trio.to_thread.run_sync(self._attach)
+        self.fd, self.connection = await trio.to_thread.run_sync(attach, self.config)
         name = b".mount-session-" + secrets.token_hex(16).encode()
         try:
             await self._employ(probe=name, adopted=False)
@@ -74,28 +75,6 @@ class Mounted:
         self.phase = "serving"
         assert self.connection is not None
         fdstore.remember(self.config, self.connection, self.fd)
-
-    def _attach(self) -> None:
-        path = self.config.mountpoint_path
-        mountpoint.prepare(path, self.config.directory)
-        with mountpoint.claimed(path):
-            attached = mountpoint.attach(path, self.config.session, read_only=self.config.read_only)
-        self.fd = attached.fd
-        try:
-            wanted = handshake.WANTED if self.config.can_resend else handshake.WANTED & ~handshake.HAS_RESEND
-            agreement = handshake.answer(attached.fd, wanted=wanted)
-        except BaseException:
-            mountpoint.detach(path, lazy=True)
-            os.close(attached.fd)
-            raise
-        self.connection = Connection(device=attached.device, **agreement._asdict())
-        bdi.tune(attached.device)
-        if not attached.allow_other:
-            log.warning(
-                "only your own processes can use %s; containers with other users need `user_allow_other` in %s",
-                path,
-                mountpoint.FUSE_CONF,
-            )
 
     async def _give_up(self) -> None:
         if self.worker is not None:
@@ -240,7 +219,7 @@ class Mounted:
         assert self.connection is not None
         mountpoint.abort(self.config.mountpoint_path, self.connection.device)
         await self._let_go()
-        await trio.to_thread.run_sync(self._attach)
+        self.fd, self.connection = await trio.to_thread.run_sync(attach, self.config)
         await self._employ(probe=None, adopted=False)
 
     # ---- a mount that is there already
@@ -267,14 +246,21 @@ class Mounted:
         if about.get("asleep"):
             channel.close()
             await self._sleep()
+            if about.get("died"):  # it may have left requests unanswered, of which the descriptor says nothing
+                self.wake()
             return
         self.worker = worker
         worker.ready.set()
         worker.progressed = True
         log.info("%s: worker %d goes on under this supervisor", self.config.session, pid)
-        if renew or start.config != self.config:
-            await self.renew()
         self.phase = "serving"
+        if renew or start.config != self.config:
+            try:
+                await self.renew()
+            except (OSError, ValueError) as error:
+                if not renew:
+                    raise
+                log.error("%s: no worker of the new program could be started: %s", self.config.session, error)
 
     async def resume(self, fd: int, known: Connection) -> None:
         """Go on with a mount of which nothing is left but the descriptor."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from tests.mount.killing import DEADLINE, kill_worker, other_worker, worker_of
 from tests.mounted import COMMAND, Mounted, detach
 
 Mount = Callable[..., Mounted]
+PROJECT = Path(__file__).parent.parent.parent
 
 
 def kill_supervisor(session: Mounted) -> None:
@@ -242,6 +245,44 @@ def test_sighup_replaces_supervisor_and_worker_and_no_request_fails(mounted: Mou
     assert log.count("upgrading: 1 sessions") == 2
     assert "died" not in log
     assert "Traceback" not in log
+
+
+def test_a_release_whose_workers_do_not_start_makes_requests_wait_for_the_next_one(tmp_path: Path) -> None:
+    """The program is a copy here, so that another one can be installed in its place."""
+    code, at, log = tmp_path / "code", tmp_path / "mnt", tmp_path / "log"
+    for package in ("mount", "vfs"):
+        shutil.copytree(PROJECT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    at.mkdir()
+    command = [sys.executable, "-P", "-m", "mount.cli", "up", "released", str(at), "--state", str(tmp_path / "state")]
+    with log.open("wb") as stderr:
+        up = subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(code)}, stdout=subprocess.PIPE, stderr=stderr
+        )
+    worker = code / "mount" / "worker.py"
+    good = worker.read_text()
+    try:
+        assert up.stdout is not None
+        assert up.stdout.readline() == f"released is mounted on {at}\n".encode()
+        with Appending(at / "lines") as client:
+            before = other_worker("released", None)
+            worker.write_text("not Python\n")
+            up.send_signal(signal.SIGHUP)
+            assert within(lambda: "not upgraded" in log.read_text())
+            assert worker_of("released") == before
+            worker.write_text(good.replace("    channel = Channel(control)\n", "    raise ValueError('defect')\n"))
+            up.send_signal(signal.SIGHUP)
+            assert within(lambda: "no worker of the new program could be started: defect" in log.read_text())
+            worker.write_text(good)
+            up.send_signal(signal.SIGHUP)
+            waiting = client.number
+            assert within(lambda: client.number > waiting + 10)
+        assert client.complete()
+        up.terminate()
+        assert b'"files":1' in up.communicate(timeout=DEADLINE)[0]
+    finally:
+        up.kill()
+        up.wait()
+        detach(at)
 
 
 def test_the_command_upgrade_asks_the_supervisor_of_a_session(mounted: Mount) -> None:
