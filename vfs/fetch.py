@@ -43,11 +43,12 @@ LONG = 5.0  # a persistence that took so many seconds to fail has tried again by
 
 
 class _Fetch:
-    """Some blocks on their way."""
+    """Some blocks on their way: `here` when who reads them can have them, `done` when they are in the backing file."""
 
-    __slots__ = ("done", "error")
+    __slots__ = ("done", "error", "here")
 
     def __init__(self) -> None:
+        self.here = trio.Event()
         self.done = trio.Event()
         self.error: OSError | None = None
 
@@ -68,33 +69,35 @@ class Fetches:
         (`ls -l`, of file after file) gets the same error."""
         if (failed := self._unsized.get(inode.ino)) is not None:
             raise failed.with_traceback(None)
-        await self._wait(self._begin(inode, -1))
+        fetch = self._begin(inode, -1)
+        await self._wait(fetch, fetch.done)
 
-    async def need(self, inode: Inode, first: int, end: int) -> bool:
+    async def need(self, inode: Inode, first: int, end: int, reading: tuple[int, int] | None = None) -> bool:
         """The blocks are here, or the file is no more; whether that had to be waited for. Errors are those of the
-        persistence, EIO where it says that nothing is there."""
+        persistence, EIO where it says that nothing is there. For who is `reading` (offset, end) it is enough that the
+        bytes are in memory: a slow disk holds up nobody who reads."""
         waited = False
         if (told := self._told.pop(inode.ino, None)) is not None:
             raise told.with_traceback(None)
         while inode.remote and self.namespace.inodes.get(inode.ino) is inode:
             absent = list(self.hydration.map(inode).absent(first, end))
-            if not absent:
+            if not absent or (reading is not None and self.hydration.fresh.has(inode, *reading)):
                 break
             waited = True
             began = trio.current_time()
             try:
                 for fetch in self.start(inode, absent):
-                    await self._wait(fetch)
+                    await self._wait(fetch, fetch.done if reading is None or fetch.here.is_set() else fetch.here)
             except OSError as e:
                 if trio.current_time() > began + WAITED:
                     self._told[inode.ino] = e
                 raise
         return waited
 
-    async def _wait(self, fetch: _Fetch) -> None:
+    async def _wait(self, fetch: _Fetch, event: trio.Event) -> None:
         with trio.move_on_after(self.session.options.read_timeout):
-            await fetch.done.wait()
-        if not fetch.done.is_set():
+            await event.wait()
+        if not event.is_set():
             raise error(errno.EIO, None, "the persistence does not answer")
         if fetch.error is not None:
             raise fetch.error
@@ -142,7 +145,7 @@ class Fetches:
         began = trio.current_time()
         try:
             async with self._slots:
-                await self._persistently(inode, blocks)
+                await self._persistently(inode, fetch, blocks)
         except OSError as e:
             fetch.error = e
             if inode.ino in self.hydration.unsized and trio.current_time() > began + LONG:
@@ -153,15 +156,16 @@ class Fetches:
         finally:
             for block in blocks:
                 del self._running[inode.ino, block]
+            fetch.here.set()
             fetch.done.set()
 
-    async def _persistently(self, inode: Inode, blocks: tuple[int, ...]) -> None:
+    async def _persistently(self, inode: Inode, fetch: _Fetch, blocks: tuple[int, ...]) -> None:
         """A few tries; at once where the path or the version has changed meanwhile."""
         for pause in (*PAUSES, None):
             began = trio.current_time()
             source = self._source(inode)
             try:
-                await self._once(inode, blocks, *source)
+                await self._once(inode, fetch, blocks, *source)
                 return
             except Conflict as e:
                 if self._source(inode) == source:
@@ -183,7 +187,7 @@ class Fetches:
             raise error(errno.EIO, f"inode {inode.ino}", "the persistence does not hold its content any more")
         return newest
 
-    async def _once(self, inode: Inode, blocks: tuple[int, ...], path: bytes, entry: Entry) -> None:
+    async def _once(self, inode: Inode, fetch: _Fetch, blocks: tuple[int, ...], path: bytes, entry: Entry) -> None:
         persistence = self.session.place(path).route.persistence
         if persistence is None:
             raise error(errno.EIO, path, "there is no persistence to read it from")
@@ -207,6 +211,7 @@ class Fetches:
             if len(view) != wanted:
                 raise Conflict(name)
             self.hydration.fresh.keep(inode, entry.generation, offset, view)
+            fetch.here.set()
             await self._fills.into(inode, entry, view, blocks[0])
 
     async def _size_up(

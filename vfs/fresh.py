@@ -36,15 +36,30 @@ class Fresh:
             oldest = next(iter(self._spans))
             self._drop(oldest, self._spans[oldest][0])
 
-    def read(self, inode: Inode, offset: int, size: int) -> memoryview | None:
-        """The bytes, where one span has them all."""
+    def has(self, inode: Inode, offset: int, end: int) -> bool:
+        return bool(self._covering(inode, offset, end))
+
+    def read(self, inode: Inode, offset: int, size: int) -> bytes | memoryview | None:
+        """The bytes, where all of them are here."""
         end = min(offset + size, inode.size)
-        for span in self._spans.get(inode.ino, ()):
-            if span.start <= offset < end <= span.end and span.generation == inode.generation:
-                if end == span.end:
-                    self._drop(inode.ino, span)
-                return span.view[offset - span.start : end - span.start]
-        return None
+        spans = self._covering(inode, offset, end)
+        views = [span.view[max(0, offset - span.start) : end - span.start] for span in spans]
+        for span in spans:
+            if span.end <= end:
+                self._drop(inode.ino, span)
+        return None if not views else views[0] if len(views) == 1 else b"".join(views)
+
+    def _covering(self, inode: Inode, at: int, end: int) -> list[_Span]:
+        """Spans that have the bytes together, in order; none where some are missing."""
+        here = [span for span in self._spans.get(inode.ino, ()) if span.generation == inode.generation]
+        found: list[_Span] = []
+        while at < end:
+            span = next((span for span in here if span.start <= at < span.end), None)
+            if span is None:
+                return []
+            found.append(span)
+            at = span.end
+        return found
 
     def forget(self, ino: int) -> None:
         self.bytes -= sum(len(span.view) for span in self._spans.pop(ino, ()))

@@ -95,7 +95,7 @@ class Hydration:
     # ---- requests
 
     async def before_read(self, inode: Inode, offset: int, size: int) -> bool:
-        """The bytes are in the backing file when this returns; whether that had to be waited for."""
+        """The bytes are in the backing file or `fresh` when this returns; whether that had to be waited for."""
         await self.settle(inode)
         end = min(offset + size, inode.size)
         if end <= offset or not inode.remote:
@@ -104,7 +104,7 @@ class Hydration:
         ahead = self._ahead.wanted(inode.ino, offset, end)
         if ahead is not None:
             self._fetches.start(inode, self.map(inode).absent(*ahead))
-        return await self._fetches.need(inode, first, last + 1)
+        return await self._fetches.need(inode, first, last + 1, (offset, end))
 
     async def before_write(self, inode: Inode, offset: int, length: int) -> None:
         """Blocks that will be written in part are here when this returns, and nothing has been awaited since."""
