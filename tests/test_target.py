@@ -72,10 +72,53 @@ def test_nothing_is_remembered_of_a_module(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+class Hooked(Files):
+    """Made once, with its callbacks and its hooks."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).made += 1
+
+
+class Unready(Files):
+    def __init__(self) -> None:
+        raise RuntimeError("no database")
+
+
+class BadHook(Files):
+    on_file_created = 5
+
+
+EMPTY = object()
+
+
+async def test_a_class_is_made_once_for_its_callbacks_and_its_hooks() -> None:
+    target = await open_target("tests.test_target:Hooked")
+    assert isinstance(target.callbacks, Hooked)
+    assert persistence(target).can >= {"on_list", "on_read"}
+    assert Hooked.made == 1
+
+
 @pytest.mark.parametrize(
-    ("spec", "failure"),
-    [("no_such_module:X", ValueError), ("os:path", TypeError), ("ftp://x", ValueError), ("os:no.such", ValueError)],
+    ("spec", "why"),
+    [
+        ("no_such_module:x", "cannot import 'no_such_module'"),
+        ("tests.test_target:Missing", "no attribute 'Missing'"),
+        ("os:path", "no callback in posixpath"),
+        ("tests.test_target:BadHook", "on_file_created of .* cannot be called"),
+        ("tests.test_target:EMPTY", "no callback in a object"),
+        ("tests.test_target:Unready", r"Unready\(\) fails: RuntimeError: no database \(.*test_target.py, line \d+\)"),
+        ("broken_module:x", r"cannot import 'broken_module': ZeroDivisionError: .* \(.*broken_module.py, line 1\)"),
+        ("unparsed_module:x", "cannot import 'unparsed_module': SyntaxError: .*line 1"),
+    ],
 )
-async def test_what_names_no_callbacks_is_refused(spec: str, failure: type[Exception]) -> None:
-    with pytest.raises(failure):
+async def test_what_is_wrong_with_it_is_one_line(
+    spec: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_module.py").write_text("1 / 0\n")
+    (tmp_path / "unparsed_module.py").write_text("def (\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=f"^--callbacks {spec}: .*{why}"):
         await open_target(spec)

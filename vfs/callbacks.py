@@ -17,6 +17,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
+from vfs.errors import told
 from vfs.fileref import FileRef
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Outcome",
     "discover",
     "load",
+    "made",
 ]
 
 T = TypeVar("T")
@@ -191,14 +193,23 @@ def discover(target: object) -> dict[str, Callable[..., Any]]:
             raise TypeError(f"not callbacks: {', '.join(unknown)}; the callbacks are {', '.join(ARGUMENTS)}")
         found = {name: target[name] for name in ARGUMENTS if target.get(name) is not None}
     else:
-        if isinstance(target, type) and any(_wants_self(target, name) for name in ARGUMENTS):
-            target = target()
+        target = made(target)
         found = {name: fn for name in ARGUMENTS if (fn := getattr(target, name, None)) is not None}
     if not found:
         raise TypeError(f"no callback in {_named(target)}; it needs at least one of {', '.join(ARGUMENTS)}")
     for name, function in found.items():
         _check_arguments(target, name, function)
     return found
+
+
+def made(target: object) -> object:
+    """An instance, where `target` is a class whose callbacks take `self`; else `target`. ValueError if it cannot be."""
+    if not isinstance(target, type) or not any(_wants_self(target, name) for name in ARGUMENTS):
+        return target
+    try:
+        return target()
+    except Exception as e:
+        raise ValueError(f"{target.__name__}() fails: {told(e)}") from e
 
 
 def _wants_self(cls: type, name: str) -> bool:
@@ -234,11 +245,13 @@ def load(spec: str) -> object:
     try:
         module = importlib.import_module(module_name)
     except ImportError as e:
-        raise ValueError(f"--callbacks {spec}: cannot import {module_name!r}: {e}") from e
+        raise ValueError(f"cannot import {module_name!r}: {e}") from e
+    except Exception as e:
+        raise ValueError(f"cannot import {module_name!r}: {told(e)}") from e
     if not name:
         return module
     try:
         target: object = functools.reduce(getattr, name.split("."), module)
     except AttributeError as e:
-        raise ValueError(f"--callbacks {spec}: {e}") from e
+        raise ValueError(str(e)) from e
     return target

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 
-__all__ = ["Conflict", "DamagedState", "Emptied", "StateInUse", "UnsupportedState", "error", "leaves", "single"]
+__all__ = ["Conflict", "DamagedState", "Emptied", "StateInUse", "UnsupportedState", "error", "leaves", "single", "told"]
 
 
 def error(number: int, subject: object = None, why: str | None = None) -> OSError:
@@ -76,3 +77,10 @@ class DamagedState(OSError):
 
     def __init__(self, file: str, why: str) -> None:
         super().__init__(errno.EIO, f"damaged: {why}; restore it from a copy, or choose another --state", file)
+
+
+def told(e: Exception) -> str:
+    """An error of the integrator's code in one line, with where it was raised."""
+    frames = traceback.extract_tb(e.__traceback__)
+    place = "" if isinstance(e, SyntaxError) or not frames else f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    return f"{type(e).__name__}: {e}{place}"

@@ -19,6 +19,7 @@ import msgspec
 
 from vfs import callbacks
 from vfs.durable import write_durably
+from vfs.hooks import Hooks
 
 __all__ = ["Target", "is_remote", "open_target", "remember"]
 
@@ -44,14 +45,18 @@ def is_remote(spec: str) -> bool:
 async def open_target(
     spec: str, *, token: str | None = None, seconds: float = 30.0, directory: Path | None = None
 ) -> Target:
-    """What `spec` names. ValueError and TypeError say what is wrong with it, OSError why it cannot be used.
+    """What `spec` names. ValueError says what is wrong with it, OSError why it cannot be used.
 
     For HTTP: `token`; `seconds` of silence that are waited for; `directory`, where `remember` left what the other end
     has, for when it cannot be reached.
     """
     if not is_remote(spec):
-        target = callbacks.load(spec)
-        callbacks.discover(target)
+        try:
+            target = callbacks.made(callbacks.load(spec))
+            callbacks.discover(target)
+            Hooks(target)
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"--callbacks {spec}: {e}") from e
         return Target(target, False)
     from vfs.http.client import connect  # httpx costs 60 ms, and most sessions do without
 

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from vfs.callbacks import load
+from vfs.errors import told
 from vfs.storage.base import Storage
 
 __all__ = ["open_storage", "preload"]
@@ -74,7 +75,12 @@ def _open(url: str, scheme: str, host: str, path: str, options: dict[str, Any]) 
 
 def _custom(spec: str, options: dict[str, Any]) -> Storage:
     made = load(spec)
-    storage = made(**options) if isinstance(made, type) else made
+    try:
+        storage = made(**options) if isinstance(made, type) else made
+    except (OSError, TypeError, ValueError):
+        raise
+    except Exception as e:
+        raise ValueError(told(e)) from e
     if not isinstance(storage, Storage):
         missing = (name for name in _METHODS if not callable(getattr(storage, name, None)))
         raise ValueError(f"{spec} is no storage: it lacks {', '.join(missing)}")
