@@ -34,6 +34,7 @@ from mount.messages import (
     SessionStatus,
     Unmount,
 )
+from mount.routing import RouteConfig
 from vfs.errors import single
 from vfs.policy import Policy
 
@@ -42,6 +43,7 @@ __all__ = ["ROUTES", "Route", "application", "missing"]
 log = logging.getLogger(__name__)
 
 MAX_BODY: Final = 1 << 20  # bytes of JSON
+ROUTE_LIMIT: Final = 600.0  # seconds; its first listing is part of adding a route
 
 Handler = Callable[[Daemon, Request], Awaitable[Response]]
 T = TypeVar("T")
@@ -153,6 +155,13 @@ async def unmount_session(daemon: Daemon, request: Request) -> Response:
 async def change_policy(daemon: Daemon, request: Request) -> Response:
     fields = await body_of(request, dict[str, Any])
     return answer(await daemon.set_policy(request.path_params["session"], fields, peer_of(request)))
+
+
+async def add_route(daemon: Daemon, request: Request) -> Response:
+    route = await body_of(request, RouteConfig)
+    hosted = daemon.get(request.path_params["session"])
+    await daemon.note("session.route", hosted.session, peer_of(request), base=route.base, read_only=route.read_only)
+    return answer(await hosted.ask("route", ROUTE_LIMIT, route=msgspec.to_builtins(route)))
 
 
 async def sync_session(daemon: Daemon, request: Request) -> Response:
@@ -267,6 +276,15 @@ ROUTES: Final = (
     ),
     Route("POST", _SESSION + "/mount", "Mount it", mount_session, answer=SessionStatus),
     Route("POST", _SESSION + "/unmount", "Sync and unmount it", unmount_session, 200, Unmount, SessionReceipt),
+    Route(
+        "POST",
+        _SESSION + "/routes",
+        "Keep one of its directories elsewhere from now on; how many files appeared",
+        add_route,
+        200,
+        RouteConfig,
+        dict[str, int],
+    ),
     Route("PATCH", _SESSION + "/policy", "Change its policy", change_policy, 200, Policy, SessionStatus),
     Route("POST", _SESSION + "/sync", "All that was written before is persisted", sync_session, answer=SessionReceipt),
     Route("POST", _SESSION + "/refresh", "Take up others' changes now", refresh_session, answer=dict[str, int]),

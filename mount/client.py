@@ -23,6 +23,7 @@ from mount.messages import (
     SessionReceipt,
     SessionStatus,
 )
+from mount.routing import RouteConfig
 
 __all__ = ["Client", "NoDaemon", "Refused"]
 
@@ -111,6 +112,11 @@ class Client:
 
     def policy(self, session: str, fields: dict[str, Any]) -> SessionStatus:
         return self._ask(SessionStatus, "PATCH", _path(session, "policy"), json=fields)
+
+    def add_route(self, session: str, route: RouteConfig) -> dict[str, int]:
+        """How many files appeared with it."""
+        body = msgspec.json.encode(route)
+        return self._ask(dict[str, int], "POST", _path(session, "routes"), content=body, timeout=None)
 
     def sync(self, session: str) -> SessionReceipt:
         """As long as it takes."""

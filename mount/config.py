@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from mount.handshake import Agreement
+from mount.routing import RouteConfig
 from vfs.fileref import validate_session_id
 from vfs.policy import UNLIMITED, Policy
 
@@ -31,6 +32,8 @@ class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
     storage: str = "local"
     callbacks: str | None = None
     scope: Any = None
+    routes: tuple[RouteConfig, ...] = ()
+    """Directories that are kept elsewhere, or under a policy of their own."""
     steal: bool = False
     """Take the session's lease from who has it."""
     run_as: int | None = None

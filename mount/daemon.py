@@ -26,6 +26,7 @@ from mount.places import give, make_mountpoint, remove_empty, remove_state
 from mount.purge import purge as purge_storage
 from mount.quietlog import masked
 from mount.registry import Definition, Registry
+from mount.routing import checked
 from mount.settings import Settings
 from mount.supervisor import Supervisor
 from mount.webhooks import Webhooks
@@ -109,6 +110,7 @@ class Daemon:
             labels=wanted.labels,
             callbacks=wanted.callbacks,
             scope=wanted.scope,
+            routes=checked(wanted.routes, session),
             uid=self.registry.free_uid(),
             volume=volume,
         )
@@ -302,7 +304,7 @@ class Daemon:
         own = await self._record(self.registry.environment, hosted.session)
         if own is not None:
             return own
-        return {} if hosted.is_local else self.inherited
+        return {} if hosted.is_local and not hosted.definition.routes else self.inherited
 
     def _prepare(self, hosted: Hosted) -> None:
         """The directories, as the mount and the worker need them."""

@@ -73,6 +73,7 @@ class Hosted:
             storage=definition.storage,
             callbacks=definition.callbacks,
             scope=definition.scope,
+            routes=definition.routes,
             run_as=definition.uid,
             environment=environment,
             idle_after=definition.policy.idle_seconds or 0.0,

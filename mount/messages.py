@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from mount.routing import RouteConfig
+
 __all__ = ["Health", "NewSession", "Problem", "SessionHealth", "SessionReceipt", "SessionStatus", "Unmount"]
 
 State = Literal["mounting", "mounted", "unmounting", "unmounted", "failed"]
@@ -21,6 +23,7 @@ class NewSession(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     session      its id; one is generated
     storage      where it is kept: `local`, `s3://bucket/prefix?...`, `tigris`, `file:///dir`, `module:Class`
     callbacks    `MODULE:NAME` or a URL, in place of a storage; `scope` is its first argument
+    routes       directories that are kept elsewhere, or under a policy of their own
     policy       as in the configuration; what is left out is as the daemon's default says
     environment  variables for its worker alone (credentials); kept apart, never shown
     mount        whether to mount it at once
@@ -30,6 +33,7 @@ class NewSession(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     storage: _Text | None = None
     callbacks: _Text | None = None
     scope: Any = None
+    routes: list[RouteConfig] = []
     policy: dict[str, Any] = {}
     labels: dict[_Label, _Text] = {}
     environment: dict[_Variable, _Text] | None = None

@@ -52,7 +52,7 @@ def _path() -> str:
 
 
 async def _clean(config: MountConfig) -> None:
-    from mount.opening import open_persistence
+    from mount.opening import open_persistences
     from vfs.storage import LocalStorage, open_storage
 
     storage = open_storage(config.storage)
@@ -61,8 +61,7 @@ async def _clean(config: MountConfig) -> None:
         await storage.init(config.session, **options)
         await storage.cleanup()
         return
-    persistence = await open_persistence(config)
-    if persistence is not None:
+    for persistence in await open_persistences(config):
         try:
             for ref in await persistence.list():
                 await persistence.delete(ref.path)

@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from mount import durable
+from mount.routing import RouteConfig
 from vfs.fileref import validate_session_id
 from vfs.policy import Policy
 
@@ -49,6 +50,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     callbacks: str | None = None
     scope: Any = None
+    routes: tuple[RouteConfig, ...] = ()
     uid: int | None = None
     holders: tuple[str, ...] = ()
     volume: bool = False

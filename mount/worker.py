@@ -6,7 +6,7 @@ mount is gone. A supervisor talks to it over the channel it was started with; a 
 dead, finds the socket `worker.sock` in the state directory. The worker outlives its supervisor and does not notice.
 
 Calls: `status`, `events`, `sync`, `ping`, `policy`, `refresh`, `flush`, `probe`, `descriptor`, `supervisor`, `stop`,
-`hurry`, `retire`. The zygote forks workers; nothing
+`hurry`, `retire`, `route`. The zygote forks workers; nothing
 else imports this.
 """
 
@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import time
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -33,11 +34,12 @@ from mount.device import Device
 from mount.handle import DUMP_SIGNAL, NUDGE_SIGNAL
 from mount.inflight import InFlight
 from mount.keeper import RETIRED
-from mount.opening import opened
+from mount.opening import Opened, opened
 from mount.operations import TALLIES, YEAR, Operations
 from mount.probe import Probe
 from mount.rendezvous import Rendezvous
 from mount.repeated import Repeated
+from mount.routing import RouteConfig
 from mount.suspicion import Suspicion, refuse
 from mount.turns import ask_for_short_turns
 from vfs import failpoints
@@ -47,7 +49,6 @@ from vfs.policy import Policy
 from vfs.receipt import Receipt as SessionReceipt
 from vfs.refresh import Refreshed
 from vfs.replay import match
-from vfs.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +60,15 @@ TELL_AFTER: Final = 10.0  # seconds that a stop waits for the storage, each time
 
 class Worker:
     def __init__(
-        self, start: Start, device: Device, in_flight: InFlight, suspicion: Suspicion, session: Session, zygote: int
+        self, start: Start, device: Device, in_flight: InFlight, suspicion: Suspicion, opening: Opened, zygote: int
     ) -> None:
         self.config = start.config
         self.start = start
         self.device = device
         self.in_flight = in_flight
         self.suspicion = suspicion
-        self.session = session
+        self.opened = opening
+        self.session = session = opening.session
         session.requests = lambda: device.waits
         self.began = time.time()
         self.supervisor: Channel | None = None
@@ -226,6 +228,8 @@ class Worker:
             if isinstance(self.session, PersistedSession):
                 self.session.writeback.hurry()
             return Answer()
+        if name == "route":
+            return await self._add_route(msgspec.convert(arguments["route"], RouteConfig))
         if name == "events":
             return Answer(await self._events(arguments["since"], arguments["wait"]))
         if name == "probe":
@@ -249,6 +253,17 @@ class Worker:
                 await self.session.leave()
             return Answer(not drained or self.session.receipt().pending > 0, then=self._done.set)
         raise ValueError(f"a worker is asked to {name!r}, which it does not know")
+
+    async def _add_route(self, route: RouteConfig) -> Answer:
+        """How many files appeared; of those that another worker finds, who takes over to look up routes, none yet."""
+        found = await self.opened.add_route(route)
+        if found is None:
+            await self._drain()
+            nothing = msgspec.structs.asdict(Refreshed())
+            return Answer(nothing, then=partial(os.kill, os.getpid(), signal.SIGKILL))  # as any death: another goes on
+        if route.hidden:
+            await self.operations.forget_names()
+        return Answer(msgspec.structs.asdict(found))
 
     async def _events(self, since: int | None, wait: float) -> dict[str, Any]:
         """Events above `since`; where there are none yet, those that come within `wait` seconds."""
@@ -329,14 +344,15 @@ def _printable(path: str) -> str:
 async def serve(start: Start, fuse_fd: int, control: socket.socket, zygote: int) -> int:
     """The exit status that tells the zygote whether the mount needs another worker."""
     channel = Channel(control)
-    async with opened(start.config, adopted=start.adopted) as session:
+    async with opened(start.config, adopted=start.adopted) as opening:
+        session = opening.session
         collector.install()
         with (
             contextlib.closing(InFlight(session.directory, start.adopted)) as in_flight,
             contextlib.closing(Suspicion(session.directory, start.adopted)) as suspicion,
         ):
             device = Device(fuse_fd, start.connection.agreement, in_flight.answered)
-            worker = Worker(start, device, in_flight, suspicion, session, zygote)
+            worker = Worker(start, device, in_flight, suspicion, opening, zygote)
             await worker.run(channel)
     return RETIRED if worker.retired else 0
 

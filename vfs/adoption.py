@@ -7,6 +7,7 @@ appears in; mode and mtime as the FileRef says, else 0644 and the time it was ma
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import time
@@ -18,11 +19,14 @@ from vfs.description import Row
 from vfs.fileref import FileRef
 from vfs.inode import Inode
 from vfs.records import Adopt
+from vfs.routes import Route
 
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
 
-__all__ = ["adopt"]
+__all__ = ["adopt", "make_base"]
+
+log = logging.getLogger(__name__)
 
 _BATCH = 1000
 _NOTHING: Mapping[bytes, Row] = MappingProxyType({})
@@ -49,6 +53,15 @@ def adopt(
     return refused
 
 
+def make_base(session: PersistedSession, route: Route) -> None:
+    """The route's directory is there, also where its persistence has no file yet, or nobody may make one."""
+    rows = _Rows(session, _NOTHING)
+    why = rows.directory(os.fsencode(route.base))
+    if isinstance(why, str):
+        log.warning("%s: the route %r has no directory: %s", session.id, route.base, why)
+    rows.commit()
+
+
 class _Rows:
     """Rows of the next record. `made` are directories that it will make: path -> (ino, uid, gid, session's inode)."""
 
@@ -64,7 +77,7 @@ class _Rows:
     def add(self, ref: FileRef) -> str | None:
         path = os.fsencode(ref.path)
         parent_path, _, name = path.rpartition(b"/")
-        found = self._directory(parent_path)
+        found = self.directory(parent_path)
         if isinstance(found, str):
             return found
         if self.session.at(path) is not None:
@@ -80,7 +93,7 @@ class _Rows:
         self._row(parent, name, mode, uid, gid, ref.size, mtime_ns, ref.version, ref.metadata or None)
         return None
 
-    def _directory(self, path: bytes) -> tuple[int, int, int] | str:
+    def directory(self, path: bytes) -> tuple[int, int, int] | str:
         """Number and owner of the directory, which is made if it is not there; or why it cannot be."""
         known = self._directories.get(path)
         if known is not None:
@@ -92,7 +105,7 @@ class _Rows:
             found = inode.ino, inode.uid, inode.gid
         else:
             parent_path, _, name = path.rpartition(b"/")
-            parent = self._directory(parent_path)
+            parent = self.directory(parent_path)
             if isinstance(parent, str):
                 return parent
             mode, uid, gid, mtime_ns = stat.S_IFDIR | 0o755, parent[1], parent[2], self._now

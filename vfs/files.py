@@ -284,14 +284,12 @@ class Files:
 
     async def add_route(self, route: Route) -> Refreshed:
         """A persistence for a directory, in a session that is in use: what is there goes to it, what it has appears.
-        ValueError if the directory has a route already; ENOTSUP for a session that was opened without any;
-        what listing it raises, after which it is there all the same."""
+        ValueError if the directory has a route already, ENOTEMPTY if it has files that are kept elsewhere, ENOTSUP for
+        a session that was opened without any route, or what listing it raises; nothing has changed then."""
         persisted = self._persisted()
         if persisted is None:
             raise error(errno.ENOTSUP, self.session.id, "it was opened without routes")
-        persisted.routes.add(route)
-        persisted.writeback.note_all()
-        return await persisted.refresh()
+        return await persisted.add_route(route)
 
     async def stats(self) -> Stats:
         """How many files and bytes are where."""

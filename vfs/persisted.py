@@ -9,6 +9,7 @@ changed there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -17,13 +18,14 @@ from typing import Any
 
 import trio
 
-from vfs.adoption import adopt
+from vfs.adoption import adopt, make_base
 from vfs.annotated import Annotated
 from vfs.barrier import barrier, persisted
 from vfs.cache import Cache
 from vfs.content import Content
 from vfs.describe import Describe
 from vfs.description import Row
+from vfs.errors import error
 from vfs.fileref import FileRef
 from vfs.hydrate import Hydration
 from vfs.inode import Inode
@@ -74,11 +76,7 @@ class PersistedSession(Annotated):
         self.listing = Refresh(self)
         self._sizes = Sizes(self)
         self.observers.append(Parts(self))
-        self.descriptions = [
-            Describe(self, route, route.persistence)
-            for route in routes
-            if route.persistence is not None and {"on_load_image", "on_save_image"} <= route.persistence.can
-        ]
+        self.descriptions = [found for route in routes if (found := _description(self, route)) is not None]
         self.leaving = False
         self._frozen: dict[int, trio.Event] = {}
         self._stored: dict[bytes, StoredFile] = {}
@@ -90,6 +88,7 @@ class PersistedSession(Annotated):
         if self._adopted or self.options.behind:  # who waits for an answer does not wait for a listing
             for description in self.descriptions:
                 description.resume(saved=left)
+            self._make_bases()
             self.spawn(self._catch_up, frozenset(self.namespace.inodes))
         else:
             await self._take_up()
@@ -100,12 +99,17 @@ class PersistedSession(Annotated):
         if self.options.refresh_interval is not None:
             self._nursery.start_soon(self.listing.run, self.options.refresh_interval)
 
+    def _make_bases(self) -> None:
+        for route in self.routes:
+            make_base(self, route)
+
     async def _take_up(self) -> None:
         """What the persistences hold, before the session is used."""
         before = frozenset(self.namespace.inodes) if self.namespace.next_ino > ROOT + 1 else frozenset()
         for description in self.descriptions:
             await description.begin(fresh=not before)
         await self.listing.begin()
+        self._make_bases()
         for description in self.descriptions:
             await description.take_up(before)
             description.listening = True
@@ -144,11 +148,37 @@ class PersistedSession(Annotated):
         if policy.cache_bytes != before.cache_bytes:
             self.cache.limited()
 
-    def add_route(self, route: Route) -> None:
-        """A persistence for a directory, in a session that is in use. ValueError if that has one already."""
+    async def add_route(self, route: Route) -> Refreshed:
+        """A persistence for a directory, in a session that is in use: what it has appears, what is there goes to it.
+
+        Nothing has changed when it raises: ValueError if the directory has a route already, ENOTEMPTY where it has
+        files that are kept elsewhere, or what listing the persistence raises.
+        """
+        if route.base in (other.base for other in self.routes):
+            raise ValueError(f"base directory {route.base!r} has a route already")
+        held = [self.place(path) for path in self.namespace.remote.under(os.fsencode(route.base))]
+        elsewhere = [p for p in held if p.persistence is not None and len(p.route.base) < len(route.base)]
+        if elsewhere:
+            why = f"it has {len(elsewhere)} files that are kept elsewhere; move them away first, and back afterwards"
+            raise error(errno.ENOTEMPTY, route.base or "/", why)
+        persistence = route.persistence
+        if persistence is not None and "on_list" in persistence.can:
+            await persistence.list()
+        description = _description(self, route)
+        before = frozenset(self.namespace.inodes)
+        if description is not None:
+            await description.begin(fresh=True)
         self.routes.add(route)
+        make_base(self, route)
         self.writeback.note_all()
-        self.spawn(self.listing.attempt)
+        if description is not None:
+            self.descriptions.append(description)
+        found = await self.listing.once()
+        if description is not None:
+            await description.take_up(before)
+            description.listening = True
+            self.spawn(description.run)
+        return found
 
     # ---- for the parts of this session
 
@@ -355,3 +385,10 @@ class PersistedSession(Annotated):
             {os.fsdecode(path): file for path, file in self._stored.items()},
             reasons,
         )
+
+
+def _description(session: PersistedSession, route: Route) -> Describe | None:
+    persistence = route.persistence
+    if persistence is None or not {"on_load_image", "on_save_image"} <= persistence.can:
+        return None
+    return Describe(session, route, persistence)

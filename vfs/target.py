@@ -25,6 +25,8 @@ __all__ = ["Target", "is_remote", "open_target", "remember"]
 
 log = logging.getLogger(__name__)
 
+FILE = "callbacks.json"
+
 
 class Target(NamedTuple):
     """`owned`: nobody else has the object, so who is done with it closes it."""
@@ -33,22 +35,22 @@ class Target(NamedTuple):
     owned: bool
 
 
-class _Remembered(msgspec.Struct):
-    target: str
-    callbacks: frozenset[str]
-
-
 def is_remote(spec: str) -> bool:
     return "://" in spec
 
 
 async def open_target(
-    spec: str, *, token: str | None = None, seconds: float = 30.0, directory: Path | None = None
+    spec: str,
+    *,
+    token: str | None = None,
+    seconds: float = 30.0,
+    directory: Path | None = None,
+    max_file_size: int = 64 << 20,
 ) -> Target:
     """What `spec` names. ValueError says what is wrong with it, OSError why it cannot be used.
 
     For HTTP: `token`; `seconds` of silence that are waited for; `directory`, where `remember` left what the other end
-    has, for when it cannot be reached.
+    has, for when it cannot be reached; `max_file_size`: bytes of an on_read.
     """
     if not is_remote(spec):
         try:
@@ -61,27 +63,30 @@ async def open_target(
     from vfs.http.client import connect  # httpx costs 60 ms, and most sessions do without
 
     try:
-        return Target(await connect(spec, token=token, seconds=seconds), True)
+        return Target(await connect(spec, token=token, seconds=seconds, max_file_size=max_file_size), True)
     except OSError as e:
         can = None if e.errno != errno.EHOSTUNREACH or directory is None else _recall(directory, spec)
         if can is None:
             raise
         log.warning("%s; going on with what it had the last time: %s", e.strerror, ", ".join(sorted(can)))
-    return Target(await connect(spec, token=token, seconds=seconds, can=can), True)
+    return Target(await connect(spec, token=token, seconds=seconds, max_file_size=max_file_size, can=can), True)
 
 
 def remember(directory: Path, spec: str, can: frozenset[str]) -> None:
     """Leave in the session's directory what the other end of HTTP has."""
-    if is_remote(spec) and _recall(directory, spec) != can:
-        write_durably(directory / "callbacks.json", msgspec.json.encode(_Remembered(spec, can)))
+    if is_remote(spec) and (known := _known(directory)).get(spec) != can:
+        write_durably(directory / FILE, msgspec.json.encode({**known, spec: can}))
 
 
 def _recall(directory: Path, spec: str) -> frozenset[str] | None:
+    return _known(directory).get(spec)
+
+
+def _known(directory: Path) -> dict[str, frozenset[str]]:
     try:
-        known = msgspec.json.decode((directory / "callbacks.json").read_bytes(), type=_Remembered)
+        return msgspec.json.decode((directory / FILE).read_bytes(), type=dict[str, frozenset[str]])
     except FileNotFoundError:
-        return None
+        return {}
     except msgspec.DecodeError as e:
-        log.warning("%s: %s; it will be written anew", directory / "callbacks.json", e)
-        return None
-    return known.callbacks if known.target == spec else None
+        log.warning("%s: %s; it will be written anew", directory / FILE, e)
+        return {}

@@ -16,6 +16,7 @@ from mount.client import Client
 from mount.commandline import DaemonCommand, bytes_bar, json_option, show, state_option
 from mount.messages import NewSession
 from mount.policyflags import policy_flags, policy_of
+from mount.routing import RouteConfig, routes_of
 from mount.spawner import PROJECT
 
 
@@ -24,6 +25,12 @@ from mount.spawner import PROJECT
 @click.option("--storage", help="local, s3://bucket/prefix?..., tigris, file:///dir, module:Class.")
 @click.option("--callbacks", help="MODULE:NAME or a URL, in place of a storage.")
 @click.option("--scope", help="The first argument of the callbacks, as JSON.")
+@click.option(
+    "--routes",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    callback=routes_of,
+    help="TOML file whose [[route]] tables say which directories are kept elsewhere (docs/callbacks.md).",
+)
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE")
 @click.option("--env", "environment", multiple=True, metavar="NAME=VALUE", help="For its worker alone: credentials.")
 @click.option("--env-file", type=click.File(), help="The same from a file, one NAME=VALUE a line.")
@@ -37,6 +44,7 @@ def command(
     storage: str | None,
     callbacks: str | None,
     scope: str | None,
+    routes: tuple[RouteConfig, ...],
     labels: tuple[str, ...],
     environment: tuple[str, ...],
     env_file: io.TextIOBase | None,
@@ -59,6 +67,7 @@ def command(
             storage=storage,
             callbacks=callbacks,
             scope=None if scope is None else msgspec.json.decode(scope),
+            routes=list(routes),
             policy=policy_of(flags),
             labels=_pairs(labels),
             environment=_pairs(line.rstrip("\n") for line in variables) or None,

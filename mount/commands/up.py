@@ -18,6 +18,7 @@ from mount.config import MountConfig, Receipt
 from mount.flagtypes import DIRECTORY
 from mount.mountpoint import resolve
 from mount.policyflags import policy_flags, policy_of
+from mount.routing import RouteConfig, routes_of
 from mount.settings import STATE_VARIABLE, default_state
 from mount.supervisor import Supervisor
 from vfs.policy import parse
@@ -74,6 +75,12 @@ def _known_first(args: list[str], known: set[str], valued: set[str]) -> list[str
 )
 @click.option("--scope", metavar="JSON", help="The first argument of the callbacks.")
 @click.option(
+    "--routes",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    callback=routes_of,
+    help="TOML file whose [[route]] tables say which directories are kept elsewhere (docs/callbacks.md).",
+)
+@click.option(
     "--idle-after",
     type=click.FloatRange(0),
     default=300.0,
@@ -96,6 +103,7 @@ def command(
     storage: str,
     callbacks: str | None,
     scope: str | None,
+    routes: tuple[RouteConfig, ...],
     steal: bool,
     idle_after: float,
     hang_limit: float,
@@ -134,6 +142,7 @@ def command(
         storage=storage,
         callbacks=callbacks,
         scope=_scope(scope),
+        routes=routes,
         steal=steal,
         idle_after=idle_after,
         hang_limit=hang_limit,
