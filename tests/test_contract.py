@@ -229,14 +229,17 @@ ROWS: dict[int, tuple[str, str]] = {
     40: (
         "several configurations, by base directory",
         """test_routes.py::test_the_longest_base_wins_by_whole_segments
-        vfs/test_refresh.py::test_routes_have_a_persistence_each_and_a_file_can_move_between_them""",
+        vfs/test_refresh.py::test_routes_have_a_persistence_each_and_a_file_can_move_between_them
+        mount/test_routing.py::test_a_file_says_which_directories_are_kept_elsewhere_and_how""",
     ),
     41: ("a default for the rest", "test_routes.py::test_the_longest_base_wins_by_whole_segments"),
     42: ("read-only directories", "vfs/test_refresh.py::test_a_read_only_route_is_read_only"),
     43: ("options of a configuration", "vfs/test_promises.py::test_options_of_a_route_reach_its_callbacks"),
     44: (
         "configurations and files registered at run time",
-        """vfs/test_files_persisted.py::test_a_route_that_is_added_in_use_brings_its_files_and_takes_what_is_there
+        """mount/test_routing.py::test_a_route_is_added_to_what_up_has_mounted_and_is_there_at_the_next_up
+        mount/test_routing.py::test_the_daemon_takes_routes_with_a_session_and_adds_one_in_use
+        vfs/test_files_persisted.py::test_a_route_that_is_added_in_use_brings_its_files_and_takes_what_is_there
         vfs/test_files_persisted.py::test_files_that_are_known_to_be_there_are_registered_without_a_listing""",
     ),
     45: ("a new file goes out at once", "vfs/test_writeback.py::test_a_new_file_is_written_at_its_last_close"),

@@ -175,7 +175,8 @@ class Fetches:
                     return
                 if self._source(inode) != source:
                     continue
-                if isinstance(e, FileNotFoundError) or pause is None or trio.current_time() > began + LONG:
+                final = isinstance(e, FileNotFoundError) or e.errno == errno.EFBIG
+                if final or pause is None or trio.current_time() > began + LONG:
                     raise
                 log.warning("%s: %s cannot be read: %s; it is tried again", self.session.id, os.fsdecode(source[0]), e)
                 await trio.sleep(pause)

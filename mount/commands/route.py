@@ -33,6 +33,7 @@ from vfs.fileref import validate_session_id
 @click.option("--hidden", multiple=True, metavar="GLOB", help="Names that do not exist in it.")
 @click.option("--max-file-size", metavar="SIZE", help="EFBIG beyond it where the callbacks do not stream; 64MiB.")
 @click.option("--timeout", type=float, help="Seconds that a call of a callback may take; 30.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="For the callbacks, in context.")
 @click.option("--state", type=DIRECTORY, envvar=STATE_VARIABLE, show_envvar=True, help="As of `up` or `serve`.")
 @json_option
 def command(session: str, base: str, scope: str | None, state: Path | None, as_json: bool, **flags: Any) -> None:
@@ -44,6 +45,8 @@ def command(session: str, base: str, scope: str | None, state: Path | None, as_j
     """
     validate_session_id(session)
     fields = {name: value for name, value in flags.items() if value not in (None, False, ())}
+    if "options" in fields:
+        fields["options"] = dict(option.partition("=")[::2] for option in fields["options"])
     if scope is not None:
         fields["scope"] = msgspec.json.decode(scope)
     route = parse({**fields, "base": base})

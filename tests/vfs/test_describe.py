@@ -14,6 +14,8 @@ from trio.testing import MockClock
 from tests.vfs.shelf import BigShelf, Crash, content, put, routes
 from vfs.callbacks import Context
 from vfs.errors import Conflict
+from vfs.persistence import Persistence
+from vfs.routes import Route, Routes
 from vfs.rules import Changes
 from vfs.session import Session
 from vfs.tree import KERNEL
@@ -154,3 +156,26 @@ async def test_it_is_saved_when_the_tree_has_been_left_alone(tmp_path: Path, aut
         assert shelf.saves == saves
         await trio.sleep(4)
         assert shelf.saves == saves + 1
+
+
+async def test_a_route_that_is_added_in_use_brings_what_its_description_says(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Describable()
+    async with Session.open("a", tmp_path / "a", routes=added(shelf)) as session:
+        session.mkdir(session.lookup(1, b"data").ino, b"empty", 0o700, KERNEL)
+        session.symlink(session.lookup(1, b"data").ino, b"link", b"target", KERNEL)
+        await put(session, "data/file", b"1")
+        await session.sync()
+    async with Session.open("b", tmp_path / "b", routes=Routes()) as session:
+        await session.files.add_route(next(iter(added(shelf))))
+        assert session.namespace.walk(b"data/empty").mode == stat.S_IFDIR | 0o700
+        assert session.namespace.walk(b"data/link").target == b"target"
+        saves = shelf.saves
+        session.mkdir(session.lookup(1, b"data").ino, b"more", 0o700, KERNEL)
+        await session.sync()
+        assert shelf.saves == saves + 1
+
+
+def added(shelf: Describable) -> Routes:
+    return Routes([Route("data", Persistence(shelf, base_directory="data"))])

@@ -213,6 +213,34 @@ async def test_a_route_that_is_added_in_use_brings_its_files_and_takes_what_is_t
     assert second.contents == {"/data/there": b"1", "/data/new": b"2"}
 
 
+async def test_a_route_is_not_added_where_files_are_kept_elsewhere(tmp_path: Path) -> None:
+    first, second = BigShelf(), BigShelf()
+    async with Session.open("s", tmp_path, routes=routes(first)) as session:
+        await session.files.write("data/d/f", b"1")
+        await session.files.write("data.txt", b"1")
+        await session.sync()
+        added = Route("data", Persistence(second, base_directory="data"))
+        with pytest.raises(OSError, match="1 files that are kept elsewhere") as e:
+            await session.files.add_route(added)
+        assert e.value.errno == errno.ENOTEMPTY
+        second.fault = fail
+        with pytest.raises(ConnectionResetError):
+            await session.files.add_route(Route("other", Persistence(second, base_directory="other")))
+        assert [route.base for route in session.routes] == [""]  # type: ignore[attr-defined]
+        await session.files.move("data/d", "aside")
+        await session.sync()
+        second.fault = lambda operation, path: None
+        await session.files.add_route(added)
+        await session.files.move("aside/f", "data/f")
+        await session.sync()
+    assert first.contents == {"/data.txt": b"1"}
+    assert second.contents == {"/data/f": b"1"}
+
+
+def fail(operation: str, path: str) -> None:
+    raise ConnectionResetError(104, "reset")
+
+
 async def test_what_is_given_up_does_not_go_out_while_another_file_is_waited_for(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
