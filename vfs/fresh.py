@@ -42,22 +42,23 @@ class Fresh:
     def read(self, inode: Inode, offset: int, size: int) -> bytes | memoryview | None:
         """The bytes, where all of them are here."""
         end = min(offset + size, inode.size)
-        spans = self._covering(inode, offset, end)
-        views = [span.view[max(0, offset - span.start) : end - span.start] for span in spans]
-        for span in spans:
+        found = self._covering(inode, offset, end)
+        views = [span.view[at - span.start : end - span.start] for span, at in found]
+        for span, _ in found:
             if span.end <= end:
                 self._drop(inode.ino, span)
         return None if not views else views[0] if len(views) == 1 else b"".join(views)
 
-    def _covering(self, inode: Inode, at: int, end: int) -> list[_Span]:
-        """Spans that have the bytes together, in order; none where some are missing."""
+    def _covering(self, inode: Inode, at: int, end: int) -> list[tuple[_Span, int]]:
+        """Spans that have the bytes together, and from where on each is needed; none where some bytes are missing.
+        Spans may overlap: what was evicted is fetched again in other portions."""
         here = [span for span in self._spans.get(inode.ino, ()) if span.generation == inode.generation]
-        found: list[_Span] = []
+        found: list[tuple[_Span, int]] = []
         while at < end:
             span = next((span for span in here if span.start <= at < span.end), None)
             if span is None:
                 return []
-            found.append(span)
+            found.append((span, at))
             at = span.end
         return found
 

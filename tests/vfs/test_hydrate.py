@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests.vfs.shelf import IN_MEMORY, BigShelf, Crash, Shelf, content, put, routes
-from vfs import fill
+from vfs import fill, fresh
 from vfs.blockmap import BLOCK
 from vfs.options import Options
 from vfs.rules import Changes
@@ -266,6 +266,29 @@ async def test_after_power_loss_fetched_content_is_not_trusted(tmp_path: Path, a
     async with opened(tmp_path, shelf) as session:
         assert await content(session, "whole") == data
         assert await content(session, "part") == data[: 2 * BLOCK] + b"x" * BLOCK + data[3 * BLOCK :]
+
+
+async def test_fetched_bytes_are_joined_where_they_overlap_and_are_forgotten_where_they_are_read_or_too_many(
+    tmp_path: Path,
+) -> None:
+    data = some(100)
+    async with opened(tmp_path, BigShelf()) as session:
+        inode = session.namespace.inode(await put(session, "a", data))
+        kept = fresh.Fresh()
+        for start, end in ((0, 40), (30, 60), (20, 90)):
+            kept.keep(inode, inode.generation, start, data[start:end])
+        assert not kept.has(inode, 80, 91)
+        assert bytes(kept.read(inode, 10, 70) or b"") == data[10:80]
+        assert bytes(kept.read(inode, 80, 10) or b"") == data[80:90]
+        assert kept.read(inode, 80, 10) is None
+        kept.keep(inode, inode.generation - 1, 0, data)
+        assert kept.read(inode, 0, 10) is None
+        kept.forget(inode.ino)
+        for start in range(13):
+            kept.keep(inode, inode.generation, start, bytes(8 << 20))
+        assert kept.bytes == fresh.MOST
+        kept.forget(inode.ino)
+        assert kept.bytes == 0
 
 
 async def test_who_writes_waits_for_what_is_being_filled_in_and_is_not_overwritten(
