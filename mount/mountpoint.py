@@ -30,6 +30,7 @@ from typing import Final, NamedTuple
 FSTYPE: Final = "fuse.mount-session"
 DEVICE: Final = "/dev/fuse"
 FUSE_CONF: Final = Path("/etc/fuse.conf")
+MTAB: Final = Path("/etc/mtab")  # a booted system and a container have it, a bare root of debootstrap has not
 CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 
 CLAIM_LIMIT: Final = 1.0  # seconds; mounting takes some milliseconds
@@ -265,6 +266,12 @@ def fusermount() -> str:
         raise FileNotFoundError(
             errno.ENOENT,
             "`fusermount3` is needed to mount without being root: install the package fuse3, or run as root",
+        )
+    if not MTAB.exists():
+        raise FileNotFoundError(
+            errno.ENOENT,
+            "without it fusermount3 mounts and cannot unmount: `ln -s /proc/self/mounts /etc/mtab`",
+            str(MTAB),
         )
     return path
 

@@ -110,6 +110,14 @@ def test_a_directory_that_the_user_may_not_read_is_refused_by_its_name(tmp_path:
     as_nobody(tmp_path, claim)
 
 
+def test_what_fusermount_needs_to_unmount_is_asked_for_before_it_mounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mountpoint, "MTAB", tmp_path / "mtab")
+    with pytest.raises(FileNotFoundError, match="ln -s /proc/self/mounts"):
+        mountpoint.fusermount()
+
+
 @root_only
 def test_a_mount_has_a_number_under_which_the_kernel_can_be_spoken_to(directory: Path) -> None:
     attached = mountpoint.attach(directory, "some,session")
