@@ -14,7 +14,7 @@ __all__ = ["answers", "bind_private", "short_path"]
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
     """A name for the socket that is short enough for the kernel (108 bytes), however deep `path` is."""
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # who may not list it may pass through it
     try:
         yield f"/proc/self/fd/{fd}/{path.name}"
     finally:

@@ -6,6 +6,7 @@ directory (`--state`, or MOUNT_SESSION_STATE). See `api` for what can be asked.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -57,6 +58,9 @@ class Client:
                 raise self._nobody()
         except FileNotFoundError:
             raise self._nobody() from None
+        except PermissionError:
+            why = "no permission; its socket is for root, for the daemon's user, and for the group that --group names"
+            raise PermissionError(errno.EACCES, why, str(self.socket)) from None
         self._http = httpx.Client(transport=httpx.HTTPTransport(uds=uds), base_url="http://daemon", timeout=SECONDS)
 
     def __enter__(self) -> Client:

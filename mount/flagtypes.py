@@ -20,4 +20,4 @@ class _Directory(click.Path):
         return super().convert(value, param, ctx)
 
 
-DIRECTORY = _Directory(path_type=Path)
+DIRECTORY = _Directory(path_type=Path, readable=False)  # who may not list the state may pass through it, to the socket

@@ -15,10 +15,9 @@ import errno
 import grp
 import logging
 import os
-import pwd
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -42,6 +41,7 @@ HEADER_BYTES: Final = 32 * 1024
 _ANSWER: Final = b"HTTP/1.1 "
 _UNKNOWN_CODING: Final = b"HTTP/1.1 501 "
 _REFUSAL: Final = b"\r\ncontent-length: 0\r\nconnection: close\r\n"  # as hypercorn has it, and the application never
+SO_PEERGROUPS: Final = 59
 _CREDENTIALS: Final = struct.Struct("=iII")
 
 
@@ -55,6 +55,16 @@ class Peer(NamedTuple):
 
 def peer_of(sock: trio.socket.SocketType) -> Peer:
     return Peer(*_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)))
+
+
+def groups_of(sock: trio.socket.SocketType) -> Sequence[int]:
+    """The peer's additional groups, by the kernel's word too; none of them for who has more than Python can ask for."""
+    try:
+        return memoryview(sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)).cast("I")
+    except OSError as e:
+        if e.errno != errno.ERANGE:
+            raise
+        return ()
 
 
 class _Stream:
@@ -112,12 +122,8 @@ class Listener:
         self._sock.close()
         self.path.unlink(missing_ok=True)
 
-    def admits(self, peer: Peer) -> bool:
-        if peer.uid in (0, os.geteuid()):
-            return True
-        if self._gid is None:
-            return False
-        return peer.gid == self._gid or self._gid in _groups_of(peer)
+    def admits(self, peer: Peer, groups: Sequence[int]) -> bool:
+        return peer.uid in (0, os.geteuid()) or (self._gid is not None and self._gid in (peer.gid, *groups))
 
     async def serve(self) -> None:
         config = Config()
@@ -132,7 +138,7 @@ class Listener:
             while True:
                 sock = await self._accept(listening)
                 peer = peer_of(sock)
-                if not self.admits(peer):
+                if not self.admits(peer, groups_of(sock)):
                     self._refuse(sock, peer)
                     continue
                 nursery.start_soon(self._connection, app, config, context, sock, peer)
@@ -167,10 +173,3 @@ class Listener:
             log.exception("%s: a connection of process %d ended by a defect", self.path, peer.pid)
         finally:
             sock.close()
-
-
-def _groups_of(peer: Peer) -> list[int]:
-    try:
-        return os.getgrouplist(pwd.getpwuid(peer.uid).pw_name, peer.gid)
-    except KeyError:  # a user without a name here, such as a container's
-        return []

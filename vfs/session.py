@@ -168,10 +168,11 @@ class Session(Tree):
     def _begin(self) -> None:
         root = self.namespace.root
         if root.ctime_ns == 0:
-            uid = self.owner.uid if self.owner.uid is not None else os.geteuid()
-            gid = self.owner.gid if self.owner.gid is not None else os.getegid()
+            uid = os.geteuid() if self.owner.uid is None else self.owner.uid
+            gid = os.getegid() if self.owner.gid is None else self.owner.gid
             now = time.time_ns()
-            self._commit(Setattr(ROOT, now, uid=uid, gid=gid, atime_ns=now, mtime_ns=now))
+            mode = 0o755 & ~self.policy.umask
+            self._commit(Setattr(ROOT, now, mode=mode, uid=uid, gid=gid, atime_ns=now, mtime_ns=now))
         if self.namespace.orphans and not self._adopted:
             self._reclaim(list(self.namespace.orphans))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -61,15 +62,16 @@ def tenants(one: Serving) -> Iterator[Serving]:
         one.clean_up()
 
 
-def attempt(uid: int, code: str) -> str:
+def attempt(uid: int, code: str, *, gid: int | None = None, groups: Sequence[int] = ()) -> str:
     """What a process of that user sees; the code prints. A fork: our interpreter may be where that user cannot read."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.dup2(write_end, 1)
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
+            gid = uid if gid is None else gid
+            os.setgroups(groups)
+            os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
             sys.stdout = os.fdopen(1, "w")
             exec(code, {})
@@ -159,7 +161,8 @@ def test_credentials_are_in_no_process_but_their_own_worker(host: Serving) -> No
 
 
 def test_another_user_of_this_host_reaches_nothing(host: Serving) -> None:
-    targets = [host.state / "mine", host.state, host.state / ".daemon/registry", host.root / "mine/file"]
+    own = [host.state / "mine", host.state, host.state / ".daemon/registry"]
+    targets = [*own, host.root / "mine", host.root / "mine/file"]
     code = f"""
 import os, socket
 for path in {[str(path) for path in targets]!r}:
@@ -175,6 +178,27 @@ except PermissionError:
     print("refused")
 """
     assert attempt(STRANGER, code) == "refused\n"
+
+
+def test_members_of_the_group_are_let_in_and_nobody_else(open_directory: Path) -> None:
+    group = grp.getgrgid(STRANGER)
+    one = Serving.start(open_directory / "grouped", {"group": group.gr_name})
+    code = f"""
+from click.testing import CliRunner
+from mount.cli import main
+for command in (["new", "a"], ["ls", "-q"], ["rm", "a", "--purge"]):
+    result = CliRunner().invoke(main, [*command, "--state", {str(one.state)!r}])
+    print(result.exit_code, result.output.strip())
+"""
+    try:
+        assert one.socket.stat().st_mode & 0o777 == 0o660 and one.socket.stat().st_gid == group.gr_gid
+        assert attempt(STRANGER, code) == "0 a\n0 a\n0 \n"
+        assert attempt(STRANGER, code, gid=FIRST, groups=[STRANGER]).startswith("0 a"), "an additional group, too"
+        told = attempt(FIRST, code)
+        assert told.count("1 Error: ") == 3 and told.count("permission") == 3
+        one.stop()
+    finally:
+        one.clean_up()
 
 
 def test_a_socket_that_someone_loosened_still_refuses_by_the_peers_user(host: Serving) -> None:
