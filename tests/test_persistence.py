@@ -6,12 +6,13 @@ import asyncio
 import errno
 import functools
 import io
+import itertools
 import math
 import os
 import threading
 import types
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from vfs.callbacks import Change, Context, discover, load
 from vfs.errors import Conflict
@@ -652,3 +654,41 @@ async def test_what_is_owned_is_closed() -> None:
     assert not closed
     await Persistence(Closing(), owned=True).aclose()
     assert closed == ["closed"]
+
+
+async def test_a_listing_that_goes_on_has_its_time_and_one_that_hangs_or_never_ends_has_not(
+    autojump_clock: MockClock,
+) -> None:
+    class Slow:
+        async_library = "trio"
+
+        def __init__(self, pauses: Iterable[float]) -> None:
+            self.pauses = pauses
+
+        async def on_list(self, scope: object, context: Context) -> AsyncIterator[str]:
+            for number, pause in enumerate(self.pauses):
+                yield f"{number}"
+                await trio.sleep(pause)
+
+    assert len(await Persistence(Slow([0.5] * 160), timeout=10).list()) == 160
+    for pauses in ([0.5] * 40 + [60.0], itertools.repeat(0.5)):
+        began = trio.current_time()
+        with pytest.raises(OSError) as caught:
+            await Persistence(Slow(pauses), timeout=10).list()
+        assert caught.value.errno == errno.ETIMEDOUT
+        assert 10 < trio.current_time() - began <= 210
+
+
+async def test_a_listing_in_a_thread_or_in_asyncio_that_goes_on_has_its_time_too() -> None:
+    def on_list(scope: object, context: Context) -> Iterator[str]:
+        for number in range(12):
+            threading.Event().wait(0.2)
+            yield f"{number}"
+
+    async def on_list_async(scope: object, context: Context) -> AsyncIterator[str]:
+        for number in range(120):
+            await asyncio.sleep(0.02)
+            yield f"{number}"
+
+    assert len(await Persistence({"on_list": on_list}, timeout=1.6).list()) == 12
+    assert len(await Persistence({"on_list": on_list_async}, timeout=1.0, async_library="asyncio").list()) == 120

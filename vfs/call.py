@@ -5,7 +5,8 @@ place; asyncio's run in an asyncio loop, the integrator's own or one in a thread
 call. Which library, in this order: what the caller of `Caller` says; an attribute `async_library` ("trio" or
 "asyncio") of the function or of the object that has it; trio if the function's module imports trio; else asyncio.
 
-Invariants: a call ends by its time-out whatever the callback does; a callback that hangs in a thread keeps that
+Invariants: a call ends by its time-out whatever the callback does, one that yields values (a listing) when none has
+come for that long, or in `LONGEST` time-outs; a callback that hangs in a thread keeps that
 thread but not a slot, so others go on (until `HUNG_THREADS` of them hang); an unexpected exception is logged with
 its traceback once.
 """
@@ -20,6 +21,7 @@ import inspect
 import logging
 import os
 import threading
+import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 AsyncLibrary: TypeAlias = Literal["trio", "asyncio"] | asyncio.AbstractEventLoop
 
 HUNG_THREADS = 64
+LONGEST = 20  # time-outs after which also a listing that goes on ends
+TOLD_EVERY, TOLD_VALUES = 1.0, 16  # seconds, or values, after which one that goes on is given more time
 STOP_SECONDS = 5.0  # what tasks of our own asyncio loop get to end after they were cancelled
 
 _ERRNO: tuple[tuple[type[OSError], int], ...] = (  # of an OSError that was raised without one
@@ -77,9 +81,9 @@ class Caller:
 
         Raises an OSError with the callback's errno, ETIMEDOUT after `seconds`, EIO for all else.
         """
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(seconds) as scope:
             try:
-                return await self._answer(callback, arguments)
+                return await self._answer(callback, arguments, _Life(scope, seconds))
             except (Exception, SystemExit) as e:
                 raise self._os_error(e, callback, subject) from e
         log.warning("%s: %s(%r) did not answer within %g s", self.name, callback, subject, seconds)
@@ -94,20 +98,19 @@ class Caller:
     async def aclose(self) -> None:
         await self._loop.stop()
 
-    async def _answer(self, callback: str, arguments: tuple[object, ...]) -> Any:
+    async def _answer(self, callback: str, arguments: tuple[object, ...], life: _Life) -> Any:
         function, library = self._functions[callback], self._library[callback]
         if _is_async(function):
             answer: Any = function(*arguments)
         else:
             async with self._slots:
-                answer = await trio.to_thread.run_sync(
-                    functools.partial(_collected, function, arguments), limiter=self._threads, abandon_on_cancel=True
-                )
+                call = functools.partial(_collected, function, arguments, life)
+                answer = await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
         if not isinstance(answer, AsyncIterable | Awaitable):
             return answer
         if library == "trio":
-            return await _awaited(answer)
-        return await self._loop.run(answer, None if library == "asyncio" else library)
+            return await _awaited(answer, life.extend)
+        return await self._loop.run(answer, life, None if library == "asyncio" else library)
 
     def _os_error(self, e: BaseException, callback: str, subject: str) -> OSError:
         e = single(e)
@@ -138,9 +141,12 @@ class LoopThread:
         self._stop: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
 
-    async def run(self, answer: AsyncIterable[Any] | Awaitable[Any], loop: asyncio.AbstractEventLoop | None) -> Any:
+    async def run(
+        self, answer: AsyncIterable[Any] | Awaitable[Any], life: _Life, loop: asyncio.AbstractEventLoop | None
+    ) -> Any:
         """What `answer` comes to in `loop`, or in ours. Cancelling cancels it there, and does not wait for that."""
-        work = _contained(answer)
+        done, token = trio.Event(), trio.lowlevel.current_trio_token()
+        work = _contained(answer, lambda: token.run_sync_soon(life.extend))
         try:
             future = asyncio.run_coroutine_threadsafe(work, loop or self._running())
         except RuntimeError:  # that loop is closed
@@ -148,7 +154,6 @@ class LoopThread:
             if inspect.iscoroutine(answer):
                 answer.close()
             raise
-        done, token = trio.Event(), trio.lowlevel.current_trio_token()
 
         def finished(_: object) -> None:
             with contextlib.suppress(trio.RunFinishedError):  # nobody is left to hear of it
@@ -193,23 +198,48 @@ class LoopThread:
         self._started = self._stop = self._thread = None
 
 
-def _collected(function: Callable[..., Any], arguments: tuple[object, ...]) -> Any:
+class _Life:
+    """The time that a call has left. A value that it yields gives it `seconds` more."""
+
+    def __init__(self, scope: trio.CancelScope, seconds: float) -> None:
+        self._scope = scope
+        self._seconds = seconds
+        self._last = trio.current_time() + LONGEST * seconds
+
+    def extend(self) -> None:
+        self._scope.deadline = min(self._last, trio.current_time() + self._seconds)
+
+
+def _collected(function: Callable[..., Any], arguments: tuple[object, ...], life: _Life) -> Any:
     """The answer, drained here in the thread where it is a generator: its code is the integrator's and may block."""
     answer = function(*arguments)
-    return list(answer) if inspect.isgenerator(answer) else answer
+    if not inspect.isgenerator(answer):
+        return answer
+    values, told = [], time.monotonic()
+    for value in answer:
+        values.append(value)
+        if time.monotonic() > told + TOLD_EVERY:
+            told = time.monotonic()
+            trio.from_thread.run_sync(life.extend)
+    return values
 
 
-async def _awaited(answer: AsyncIterable[Any] | Awaitable[Any]) -> Any:
+async def _awaited(answer: AsyncIterable[Any] | Awaitable[Any], extend: Callable[[], object]) -> Any:
     found: Any = answer if isinstance(answer, AsyncIterable) else await answer
     if isinstance(found, AsyncIterable):
-        return [value async for value in found]
+        values = []
+        async for value in found:
+            values.append(value)
+            if len(values) % TOLD_VALUES == 1:
+                extend()
+        return values
     return list(found) if inspect.isgenerator(found) else found
 
 
-async def _contained(answer: AsyncIterable[Any] | Awaitable[Any]) -> Any:
+async def _contained(answer: AsyncIterable[Any] | Awaitable[Any], extend: Callable[[], object]) -> Any:
     """As `_awaited`, for asyncio: a task that raises SystemExit would end the loop, and every later call with it."""
     try:
-        return await _awaited(answer)
+        return await _awaited(answer, extend)
     except SystemExit as e:
         raise RuntimeError(f"SystemExit: {e}") from e
 
