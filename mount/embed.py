@@ -31,11 +31,13 @@ import sniffio
 import trio
 
 from mount.config import MountConfig, Receipt
+from mount.hooked import Hooked
 from mount.mountpoint import resolve
 from mount.settings import default_state
 from mount.supervisor import Supervisor
-from vfs.callbacks import discover
+from vfs.callbacks import discover, made
 from vfs.errors import single
+from vfs.hooks import HOOKS, Hooks
 from vfs.http.server import serving
 from vfs.policy import UNLIMITED, Policy
 
@@ -58,8 +60,8 @@ def mounted(
     """The session on the directory `mountpoint` while the block of `with` or `async with` lasts.
 
     `state`: the directory that keeps sessions (as --state). `storage`: as --storage. `callbacks`: any object with
-    callbacks (docs/callbacks.md), or what --callbacks takes; `scope` is their first argument. Entering raises what
-    `mount-session up` would refuse, as OSError or ValueError.
+    callbacks (docs/callbacks.md) and perhaps hooks (docs/events.md), or what --callbacks takes; `scope` is the first
+    argument of callbacks. Entering raises what `mount-session up` would refuse, as OSError or ValueError.
     """
     config = MountConfig(
         session=session,
@@ -70,7 +72,7 @@ def mounted(
         scope=scope if isinstance(callbacks, str) else None,
         policy=policy,
     )
-    return EmbeddedMount(config, None if isinstance(callbacks, str) else callbacks, scope)
+    return EmbeddedMount(config, None if isinstance(callbacks, str) else made(callbacks), scope)
 
 
 class EmbeddedMount:
@@ -119,7 +121,7 @@ class EmbeddedMount:
             if self._target is not None:
                 url = stack.enter_context(_served(self._target, self._scope, loop))
                 config = msgspec.structs.replace(config, callbacks=url)
-            self._supervising = stack.enter_context(_Supervising(config))
+            self._supervising = stack.enter_context(_Supervising(config, _hooks(self._target, loop)))
             self._stack = stack.pop_all()
         return self
 
@@ -135,9 +137,10 @@ class EmbeddedMount:
 class _Supervising:
     """A supervisor with one mount, in a thread of its own."""
 
-    def __init__(self, config: MountConfig) -> None:
+    def __init__(self, config: MountConfig, hooks: Hooks) -> None:
         self.receipt: Receipt | None = None
         self._config = config
+        self._hooks = hooks
         self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"supervisor of {config.session}")
 
@@ -173,9 +176,16 @@ class _Supervising:
         self._leave = trio.Event()
         async with Supervisor.run() as supervisor:
             self._mounted = await supervisor.mount(self._config)
-            self._ready.put(None)
-            await self._leave.wait()
-            session = self._config.session
+            async with trio.open_nursery() as nursery:
+                hooked = Hooked(self._hooks, self._mounted)
+                if self._hooks:
+                    await nursery.start(hooked.run)
+                self._ready.put(None)
+                await self._leave.wait()
+                session = self._config.session
+                if session in supervisor.mounts and self._hooks:
+                    await hooked.finish()
+                nursery.cancel_scope.cancel()
             if session in supervisor.mounts:
                 await supervisor.unmount(session)
             self.receipt = supervisor.receipts.get(session)
@@ -191,6 +201,14 @@ def _served(target: object, scope: Any, loop: Loop | None) -> Iterator[str]:
         socket = f"unix:{directory}/callbacks.sock"
         with serving(target, bind=socket, scope_of=lambda _: scope, **options) as url:
             yield url
+
+
+def _hooks(target: object, loop: Loop | None) -> Hooks:
+    """The hooks of a live object; async ones run where its async callbacks do."""
+    if not isinstance(loop, trio.lowlevel.TrioToken):
+        return Hooks(target, loop)
+    found = {name: getattr(target, name, None) for name in HOOKS.values()}
+    return Hooks({name: _in_trio(function, loop) for name, function in found.items() if callable(function)})
 
 
 def _in_trio(function: Callable[..., Any], token: trio.lowlevel.TrioToken) -> Callable[..., Any]:

@@ -219,7 +219,9 @@ class Worker:
         if name == "status":
             return Answer(await self._status())
         if name == "sync":
-            return Answer(told(await self.session.sync()))
+            receipt = await self.session.sync()
+            self.session.happened.write()  # who reads the log after a sync finds there what was synced
+            return Answer(told(receipt))
         if name == "policy":
             return Answer(await self._apply(msgspec.convert(arguments["policy"], Policy)))
         if name == "refresh":

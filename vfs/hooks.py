@@ -16,7 +16,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from vfs.call import Caller
+from vfs.call import AsyncLibrary, Caller
 from vfs.event import Event
 
 __all__ = ["HOOKS", "Hooks"]
@@ -34,8 +34,8 @@ HOOKS = {
 
 
 class Hooks:
-    def __init__(self, target: Any) -> None:
-        """The hooks that `target` has. TypeError for one that cannot be called."""
+    def __init__(self, target: Any, async_library: AsyncLibrary | None = None) -> None:
+        """The hooks that `target` has. TypeError for one that cannot be called. `async_library`: see `vfs.call`."""
         functions: dict[str, Callable[..., Any]] = {}
         for name in HOOKS.values():
             function = target.get(name) if isinstance(target, Mapping) else getattr(target, name, None)
@@ -44,7 +44,7 @@ class Hooks:
             if not callable(function):
                 raise TypeError(f"{name} of {target!r} cannot be called")
             functions[name] = function
-        self._caller = Caller("hooks", functions, target)
+        self._caller = Caller("hooks", functions, target, async_library=async_library)
 
     def __bool__(self) -> bool:
         return bool(self._caller.callbacks)

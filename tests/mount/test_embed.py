@@ -13,6 +13,7 @@ import trio
 
 from mount.embed import mounted
 from vfs.callbacks import Context
+from vfs.fileref import FileRef
 
 pytestmark = pytest.mark.mount
 
@@ -128,3 +129,53 @@ def test_a_task_cancelled_while_it_mounts_leaves_no_mount(places: dict[str, Any]
     asyncio.run(program())
     with mounted("s", **places) as session:
         (session.path / "made").write_bytes(b"here")
+
+
+class Hooked(Shelf):
+    """With hooks, which note what they are told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[str, str]] = []
+
+    def on_file_created(self, file: FileRef, session_id: str) -> None:
+        self.told.append(("created", file.path))
+
+    async def on_file_modified(self, file: FileRef, session_id: str) -> None:
+        self.threads.add(threading.get_ident())
+        self.told.append(("modified", file.path))
+
+    def on_file_synced(self, file: FileRef, session_id: str) -> None:
+        self.told.append(("synced", file.path))
+        raise RuntimeError("harms nothing")
+
+    def on_file_deleted(self, file: FileRef, session_id: str) -> None:
+        self.told.append(("deleted", file.path))
+
+
+def work(directory: Path) -> None:
+    (directory / "a").write_bytes(b"1")
+    (directory / "b").write_bytes(b"2")
+    (directory / "b").unlink()
+
+
+@pytest.mark.parametrize("library", ["none", "asyncio", "trio"])
+def test_hooks_of_a_live_object_are_called_in_this_program(places: dict[str, Any], library: str) -> None:
+    shelf = Hooked()
+
+    async def main() -> None:
+        async with mounted("s", **places, callbacks=shelf) as session:
+            work(session.path)
+
+    if library == "none":
+        with mounted("s", **places, callbacks=shelf) as session:
+            work(session.path)
+    elif library == "asyncio":
+        asyncio.run(main())
+    else:
+        trio.run(main)
+    assert [what for what in shelf.told if what[1] == "/a"] == [("created", "/a"), ("modified", "/a"), ("synced", "/a")]
+    assert [what for what in shelf.told if what[1] == "/b"][:1] == [("created", "/b")]
+    assert ("deleted", "/b") in shelf.told
+    assert shelf.files == {"/a": b"1"}
+    assert library == "none" or shelf.threads == {threading.get_ident()}
