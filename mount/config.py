@@ -85,6 +85,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     connection: Connection
     adopted: bool
     """Has the kernel had an earlier worker, whose inodes it holds, and which may have left requests unanswered?"""
+    crashed: bool = False
+    """Did the worker before die by its own doing, and not perhaps because somebody killed it?"""
     probe: bytes | None = None
     """The name under which this worker shall answer the supervisor's first read and write."""
 

@@ -33,6 +33,7 @@ class WorkerHandle:
         self.failure: Exception | None = None
         self.receipt: Receipt | None = None
         self.since = trio.current_time()
+        self._hung = False
         self.progressed = False  # has it answered a request?
 
     async def handle(self, name: str, arguments: dict[str, Any], descriptors: list[int]) -> Answer:
@@ -48,6 +49,11 @@ class WorkerHandle:
         else:
             raise ValueError(f"a supervisor is asked to {name!r}, which it does not know")
         return Answer()
+
+    @property
+    def crashed(self) -> bool:
+        """Did it die by its own doing, rather than because somebody killed it?"""
+        return self._hung or self.child.status not in (None, -signal.SIGKILL)
 
     async def attend(self) -> None:
         """Read what the worker says until it is dead."""
@@ -90,6 +96,7 @@ class WorkerHandle:
 
     async def put_down(self) -> None:
         """Have it write to the log where it hangs, and end it."""
+        self._hung = True
         self.child.kill(DUMP_SIGNAL)
         await trio.sleep(DUMP_TIME)
         self.child.kill(signal.SIGKILL)

@@ -60,9 +60,11 @@ class Kept:
         """Its worker has; False if that means that the mount is no more."""
         self.pid = None
         if status == RETIRED:
+            self.start = msgspec.structs.replace(self.start, crashed=False)
             return True
         if status == 0 or not self.start.connection.agreement.can_resend:
             return False
+        self.start = msgspec.structs.replace(self.start, crashed=status != -signal.SIGKILL)
         self.delay = next_delay(self.delay, time.monotonic() - self.since)
         self.due = time.monotonic() + self.delay
         return True

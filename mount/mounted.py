@@ -104,10 +104,10 @@ class Mounted:
         assert self.connection is not None
         return Start(config=self.config, connection=self.connection, adopted=True)
 
-    async def _employ(self, *, probe: bytes | None, adopted: bool) -> None:
+    async def _employ(self, *, adopted: bool, probe: bytes | None = None, crashed: bool = False) -> None:
         """Start a worker and wait until it serves; raises what it failed with."""
         ours, theirs = pair()
-        start = msgspec.structs.replace(self._next, adopted=adopted, probe=probe)
+        start = msgspec.structs.replace(self._next, adopted=adopted, probe=probe, crashed=crashed)
         with theirs, trio.CancelScope(shield=True):
             child = await self._spawner.fork(start, self.fd, theirs)
         self.worker = worker = WorkerHandle(child, Channel(ours))
@@ -164,7 +164,7 @@ class Mounted:
         self.phase = "starting"
         before = self.worker
         try:
-            await self._employ(probe=None, adopted=True)
+            await self._employ(adopted=True)
         except (OSError, ValueError) as error:
             if self.worker is before:  # else it is told as that worker's death
                 log.error("%s: no worker could be started: %s", self.config.session, error)
@@ -199,7 +199,7 @@ class Mounted:
         assert self.connection is not None
         try:
             if self.connection.agreement.can_resend:
-                await self._employ(probe=None, adopted=True)
+                await self._employ(adopted=True, crashed=dead.crashed)
             else:
                 await self._mount_anew()
         except (OSError, ValueError) as error:
@@ -220,7 +220,7 @@ class Mounted:
         mountpoint.abort(self.config.mountpoint_path, self.connection.device)
         await self._let_go()
         self.fd, self.connection = await trio.to_thread.run_sync(attach, self.config)
-        await self._employ(probe=None, adopted=False)
+        await self._employ(adopted=False)
 
     # ---- a mount that is there already
 
@@ -266,7 +266,7 @@ class Mounted:
         """Go on with a mount of which nothing is left but the descriptor."""
         self.fd = fd
         self.connection = known
-        await self._employ(probe=None, adopted=True)
+        await self._employ(adopted=True)
         log.info("%s: the mount goes on with the descriptor that the service manager kept", self.config.session)
         self.phase = "serving"
 
@@ -302,7 +302,7 @@ class Mounted:
         """Another worker, of this program's present code and configuration, with no request refused."""
         assert self.worker is not None
         await self.worker.retire()
-        await self._employ(probe=None, adopted=True)
+        await self._employ(adopted=True)
 
     # ---- the end
 
@@ -327,7 +327,7 @@ class Mounted:
     async def _flush_pages(self) -> None:
         """Pages changed through mappings; for these a worker is needed. What takes too long is not waited for."""
         if self.worker is None or self.worker.gone.is_set():
-            await self._employ(probe=None, adopted=True)
+            await self._employ(adopted=True)
         with trio.move_on_after(FLUSH_LIMIT) as limit:
             await trio.to_thread.run_sync(readiness.flush_pages, self.config.mountpoint_path, abandon_on_cancel=True)
         if limit.cancelled_caught:
@@ -345,7 +345,7 @@ class Mounted:
             if worker.gone.is_set():
                 if worker.receipt is not None:
                     return worker.receipt
-                await self._employ(probe=None, adopted=True)
+                await self._employ(adopted=True)
                 continue
             with contextlib.suppress(BrokenChannel):
                 result, _ = await worker.channel.call("stop")

@@ -3,8 +3,10 @@
 A worker that took over after a death takes the requests that come again one at a time, and notes each in the file
 `suspect` before it begins and after it ends. If it dies as well, the one that had begun is guilty; the third death that
 is due to one request (the first is not noted: nothing was suspected then) is its last: the kernel is told EIO in its
-place. The file is written with pwrite(2), so the note survives the process. Notes name a request by its number in the
-connection, which stays the same each time it is sent.
+place. A worker that SIGKILL ended may have met somebody who kills workers rather than a request that does, and a slow
+request is in hand more often than others are: so of such deaths it takes five. The file is written with pwrite(2), so
+the note survives the process. Notes name a request by its number in the connection, which stays the same each time it
+is sent.
 """
 
 from __future__ import annotations
@@ -27,20 +29,46 @@ from mount.reserved import open_reserved
 log = logging.getLogger(__name__)
 
 NAME: Final = "suspect"
-SECOND_NOTED: Final = 2  # with the death that began the suspicion: three
+ENOUGH: Final = 4  # weight of the deaths that are noted; the first is not
+CRASH: Final = 2
+KILL: Final = 1
 _SIZE: Final = 4096
-_HANDLERS: Final = (
-    *("lookup", "getattr", "setattr", "readlink", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link"),
-    *("open", "read", "write", "release", "fsync", "opendir", "readdir", "fsyncdir", "statfs", "setxattr", "getxattr"),
-    *("listxattr", "removexattr", "access", "create"),
-)
+_OPCODES: Final = {  # include/uapi/linux/fuse.h
+    **{
+        "lookup": (1,),
+        "getattr": (3,),
+        "setattr": (4,),
+        "readlink": (5,),
+        "symlink": (6,),
+        "mknod": (8,),
+        "mkdir": (9,),
+    },
+    **{
+        "unlink": (10,),
+        "rmdir": (11,),
+        "rename": (12, 45),
+        "link": (13,),
+        "open": (14,),
+        "read": (15,),
+        "write": (16,),
+    },
+    **{"statfs": (17,), "release": (18,), "fsync": (20,), "setxattr": (21,), "getxattr": (22,), "listxattr": (23,)},
+    **{
+        "removexattr": (24,),
+        "opendir": (27,),
+        "readdir": (28, 44),
+        "fsyncdir": (30,),
+        "access": (34,),
+        "create": (35,),
+    },
+}
 
 
 class Notes(msgspec.Struct):
-    begun: tuple[int, int] | None = None
-    """Thread and inode of the request in hand; thread 0 where pyfuse3 does not tell it."""
+    begun: tuple[str, int, int] | None = None
+    """Handler, thread and inode of the request in hand; thread 0 where pyfuse3 does not tell it."""
     deaths: dict[int, int] = {}
-    """By a request's number."""
+    """By a request's number: how much they weigh."""
 
 
 class Suspicion:
@@ -55,17 +83,21 @@ class Suspicion:
     def _write(self) -> None:
         os.pwrite(self._fd, msgspec.json.encode(self._notes).ljust(_SIZE, b"\0"), 0)
 
-    def convict(self, unanswered: Iterable[Request]) -> list[Request]:
-        """Those of the unanswered requests that have killed too many workers; the others' deaths are counted."""
+    def convict(self, unanswered: Iterable[Request], *, crashed: bool) -> list[Request]:
+        """Those of the unanswered requests that have killed too many workers; the others' deaths are counted.
+
+        `crashed`: the last worker died by its own doing, for all that is known.
+        """
         begun, deaths = self._notes.begun, self._notes.deaths
         convicted = []
         counted: dict[int, int] = {}
         for request in unanswered:
-            count = deaths.get(request.unique, 0) + (begun is not None and _is(request, begun))
-            if count >= SECOND_NOTED:
+            guilty = begun is not None and _is(request, begun)
+            weight = deaths.get(request.unique, 0) + guilty * (CRASH if crashed else KILL)
+            if weight >= ENOUGH:
                 convicted.append(request)
-            elif count:
-                counted[request.unique] = count
+            elif weight:
+                counted[request.unique] = weight
         self._notes = Notes(None, counted)
         self._write()
         return convicted
@@ -73,7 +105,7 @@ class Suspicion:
     def watch(self, operations: pyfuse3.Operations, count: int) -> None:
         """The next `count` requests one at a time, each noted: all that come again, for they come first."""
         self._operations, self._left = operations, count
-        for name in _HANDLERS:
+        for name in _OPCODES:
             self._before[name] = getattr(operations, name)
             setattr(operations, name, self._noted(name, self._before[name]))
 
@@ -83,7 +115,7 @@ class Suspicion:
                 pids = [argument.pid for argument in arguments if isinstance(argument, pyfuse3.RequestContext)]
                 # The kernel sends a link to the directory in which it shall be; pyfuse3 has that second.
                 inode = arguments[1] if name == "link" else arguments[0] if isinstance(arguments[0], int) else 0
-                self._notes.begun = (pids[0] if pids else 0, inode)
+                self._notes.begun = (name, pids[0] if pids else 0, inode)
                 self._write()
                 try:
                     return await handler(*arguments)
@@ -106,15 +138,15 @@ class Suspicion:
         os.close(self._fd)
 
 
-def _is(request: Request, begun: tuple[int, int]) -> bool:
-    pid, inode = begun
-    return pid in (0, request.pid) and inode in (0, request.nodeid)
+def _is(request: Request, begun: tuple[str, int, int]) -> bool:
+    name, pid, inode = begun
+    return request.opcode in _OPCODES[name] and pid in (0, request.pid) and inode in (0, request.nodeid)
 
 
 def refuse(fd: int, request: Request, session: str) -> None:
     """Answer in the place of the workers that it killed. It must have been read, and not been asked for again yet."""
     log.error(
-        "%s: a request (FUSE opcode %d) of thread %d for inode %d has killed three workers; it is answered EIO",
+        "%s: a request (FUSE opcode %d) of thread %d for inode %d has killed worker after worker; it is answered EIO",
         session,
         request.opcode,
         request.pid,

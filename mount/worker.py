@@ -137,7 +137,7 @@ class Worker:
             self.suspicion.watch(operations, len(unanswered.requests) + len(unanswered.new))
 
     def _refuse(self, unanswered: list[resend.Request]) -> list[resend.Request]:
-        convicted = self.suspicion.convict(unanswered)
+        convicted = self.suspicion.convict(unanswered, crashed=self.start.crashed)
         for request in convicted:
             refuse(self.device.fd, request, self.session.id)
         return convicted

@@ -1,8 +1,9 @@
 """Failure points: the places where a test kills a process of ours, by name.
 
 `reach(name)` costs one comparison when nothing is armed. Tests arm a point through the environment variable
-MOUNT_SESSION_FAILPOINT=`name[:count]`: the process kills itself (SIGKILL) when it reaches the point for the count-th
-time (default 1). Names are listed here and nowhere else; an unknown name is refused at start.
+MOUNT_SESSION_FAILPOINT=`name[:count]`: the process kills itself (SIGKILL, or MOUNT_SESSION_FAILPOINT_SIGNAL) when it
+reaches the point for the count-th time (default 1). Names are listed here and nowhere else; an unknown name is refused
+at start.
 
 A worker that is killed gets a successor with the same environment. MOUNT_SESSION_FAILPOINT_MARK names a file that the
 first to die makes: where it exists, nobody dies any more, and a test sees that the point was reached.
@@ -53,6 +54,7 @@ POINTS = frozenset(
 
 _armed, _, _count = os.environ.get("MOUNT_SESSION_FAILPOINT", "").partition(":")
 _left = int(_count or 1)
+_signal = signal.Signals[os.environ.get("MOUNT_SESSION_FAILPOINT_SIGNAL", "SIGKILL")]
 _mark = os.environ.get("MOUNT_SESSION_FAILPOINT_MARK")
 if _armed and _armed not in POINTS:
     raise ValueError(f"MOUNT_SESSION_FAILPOINT={_armed!r} is not one of {sorted(POINTS)}")
@@ -68,7 +70,7 @@ def _die() -> None:
     global _left
     _left -= 1
     if _left <= 0 and _first():
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), _signal)
 
 
 def _first() -> bool:
