@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Callable
 from itertools import count
@@ -81,3 +82,21 @@ def test_on_a_disk_without_a_free_inode_a_session_goes_on_and_is_mounted_again(m
         mount = mounted("full-disk", state=disk)
         assert (mount.path / "new").read_bytes() == b"new"
         mount.stop()
+
+
+def test_a_mapping_that_a_full_disk_refused_keeps_no_session_from_ending(mounted: Mount, tmp_path: Path) -> None:
+    with small_ext4(tmp_path / "disk", 16 << 20) as disk:
+        mount = mounted("full-disk", state=disk)
+        with open(mount.path / "file", "w+b") as file:
+            file.truncate(1 << 20)
+            fill(disk)
+            with mmap.mmap(file.fileno(), 1 << 20) as mapping:
+                mapping[:] = b"x" * (1 << 20)
+                with pytest.raises(OSError) as refused:
+                    mapping.flush()
+                assert refused.value.errno == errno.ENOSPC
+                (disk / "filler").unlink()
+                mapping[:10] = b"y" * 10
+        assert mount.stop()["pending"] == 0
+        assert "through mappings could not be written: No space left on device" in mount.log.read_text()
+        assert (mounted("full-disk", state=disk).path / "file").read_bytes()[:10] == b"y" * 10
