@@ -12,8 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.container import Engine
+from tests.container import Engine, private_engine
 from tests.daemon.serving import PROJECT, Serving, until
+
+pytestmark = pytest.mark.docker
 
 Serve = Callable[..., Serving]
 PLUGINS = Path("/run/docker/plugins")
@@ -29,7 +31,19 @@ def settings_of(driver: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def plugin(docker_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+def engine() -> Iterator[Engine]:
+    """One of these tests' own: an engine never forgets a driver, and asks a dead one for 15 s each time."""
+    with private_engine() as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine) -> str:
+    return engine.image("busybox")
+
+
+@pytest.fixture(scope="module")
+def plugin(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     daemon = Serving.start(tmp_path_factory.mktemp("plugin"), settings_of(driver_name()))
     try:
         yield daemon
@@ -85,9 +99,9 @@ class Volumes:
 
 
 @pytest.fixture
-def volumes(plugin: Serving, docker_engine: Engine, container_image: str) -> Iterator[Volumes]:
+def volumes(plugin: Serving, engine: Engine, image: str) -> Iterator[Volumes]:
     """The plugin, which the tests share one after another; each finds it without volumes or sessions."""
-    made = Volumes(docker_engine, container_image, driver_name(), plugin)
+    made = Volumes(engine, image, driver_name(), plugin)
     try:
         yield made
     finally:
@@ -170,24 +184,6 @@ def test_the_death_of_the_worker_is_nothing_to_a_container(volumes: Volumes) -> 
     assert found == [str(n + 1) for n in range(len(found))]
 
 
-def test_users_are_remembered_over_a_restart_of_the_daemon(
-    serving: Serve, docker_engine: Engine, container_image: str
-) -> None:
-    driver = driver_name("-restarted")
-    volumes = Volumes(docker_engine, container_image, driver, serving(**settings_of(driver)))
-    try:
-        volumes.create("kept")
-        container = volumes.start("kept")
-        volumes.daemon.kill9()
-        daemon = serving(**settings_of(driver))
-        until(lambda: daemon.mounts())
-        assert volumes.inspect("kept")["Status"]["containers"] == 1
-        volumes.engine.docker("rm", "-f", container)
-        assert daemon.mounts() == []
-    finally:
-        volumes.clean_up()
-
-
 def test_a_session_of_the_operators_is_a_volume_that_docker_cannot_remove(volumes: Volumes) -> None:
     volumes.daemon.run("new", "own")
     volumes.run("own", "echo 1 > f")
@@ -215,7 +211,10 @@ def test_the_compose_example_does_what_it_says(volumes: Volumes, tmp_path: Path)
         return volumes.engine.run([*command, "-p", volumes.driver, "-f", str(file), *arguments])
 
     try:
-        assert "made by the agent" in compose("up")
+        compose("up", "-d")
+        for container in compose("ps", "-q").split():
+            assert volumes.engine.docker("wait", container).stdout.strip() == "0"
+        assert "made by the agent" in compose("logs", "reader")
         assert volumes.inspect("compose-session")["Status"]["receipt"]["files"] == 1
         assert volumes.inspect("compose-session")["Options"]["quota_bytes"] == "10GiB"
         assert volumes.daemon.mounts() == [], "both have stopped"
@@ -259,3 +258,19 @@ def test_the_protocol_where_an_engine_would_not_go(serving: Serve, tmp_path: Pat
         assert http.post("/VolumeDriver.Create", content=b"[" * 2_000_000).status_code == 413
         assert http.get("/VolumeDriver.Nothing").status_code == 404 and "Nothing" in daemon.log()
         assert http.get("/VolumeDriver.Create").status_code == 405
+
+
+def test_users_are_remembered_over_a_restart_of_the_daemon(serving: Serve, engine: Engine, image: str) -> None:
+    driver = driver_name("-restarted")
+    volumes = Volumes(engine, image, driver, serving(**settings_of(driver)))
+    try:
+        volumes.create("kept")
+        container = volumes.start("kept")
+        volumes.daemon.kill9()
+        daemon = serving(**settings_of(driver))
+        until(lambda: daemon.mounts())
+        assert volumes.inspect("kept")["Status"]["containers"] == 1
+        volumes.engine.docker("rm", "-f", container)
+        assert daemon.mounts() == []
+    finally:
+        volumes.clean_up()
