@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from vfs.storage.failures import Refused, Unavailable
-from vfs.storage.pages import Entry, parse
+from vfs.storage.pages import Entry, next_token, parse
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
 ITEM = (
@@ -20,32 +20,37 @@ def page(*keys: str, more: str = "", encoding: str = "<EncodingType>url</Encodin
 
 
 def test_entries_have_their_keys_decoded_once() -> None:
-    entries, token = parse(page("a/b", "a+b", "a%2Bb", "%E2%98%83", "a%2520b", "a%0Ab"), "a")
+    entries = parse(page("a/b", "a+b", "a%2Bb", "%E2%98%83", "a%2520b", "a%0Ab"), "a")
     assert [entry.key for entry in entries] == ["a/b", "a b", "a+b", "☃", "a%20b", "a\nb"]
     assert entries[0] == Entry("a/b", 7, "abc", NOON)
-    assert token is None
 
 
 def test_a_server_that_does_not_encode_is_taken_at_its_word() -> None:
-    entries, _ = parse(page("a+b%20", encoding=""), "a")
+    entries = parse(page("a+b%20", encoding=""), "a")
     assert [entry.key for entry in entries] == ["a+b%20"]
 
 
 def test_a_listing_without_a_namespace_is_understood() -> None:
-    entries, _ = parse(page("a").replace(b' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"', b""), "a")
+    entries = parse(page("a").replace(b' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"', b""), "a")
     assert [entry.key for entry in entries] == ["a"]
 
 
 def test_the_next_page_is_where_the_token_says() -> None:
     more = "<IsTruncated>true</IsTruncated><NextContinuationToken>t/+1</NextContinuationToken>"
-    assert parse(page("a", more=more), "a")[1] == "t/+1"
+    assert next_token(page("a", more=more), "a") == "t/+1"
+    assert next_token(page("a", more=more.replace("t/+1", "&lt;a&amp;b&quot;&gt;")), "a") == '<a&b">'
+    assert next_token(page("a", more="<IsTruncated>false</IsTruncated>"), "a") is None
 
 
 def test_a_listing_that_ends_in_the_middle_is_an_error_and_not_a_short_one() -> None:
     with pytest.raises(Refused, match="without a continuation token"):
-        parse(page("a", more="<IsTruncated>true</IsTruncated>"), "a")
+        next_token(page("a", more="<IsTruncated>true</IsTruncated>"), "a")
+    with pytest.raises(Unavailable, match="not whole"):
+        next_token(page("a", "b")[:-10], "a")
 
 
 def test_an_answer_that_is_no_listing_is_an_error_and_not_an_empty_one() -> None:
+    with pytest.raises(Unavailable, match="html"):
+        next_token(b"<html></html>", "a")
     with pytest.raises(Unavailable, match="html"):
         parse(b"<html></html>", "a")

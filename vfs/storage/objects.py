@@ -28,7 +28,7 @@ from vfs.storage.endpoint import Clients
 from vfs.storage.keys import Keys, Misfit, directories_of, is_marker
 from vfs.storage.metadata import attributes_of, parse
 from vfs.storage.multipart import COPY_AT_ONCE, PART, Source, copy_in_parts, upload
-from vfs.storage.pages import Entry, pages
+from vfs.storage.pages import Entry, each_page
 
 __all__ = ["Listing", "Objects"]
 
@@ -58,8 +58,7 @@ class Objects:
         """All files. A key that cannot be a file's, or that other keys need as a directory, is a misfit."""
         found = Listing()
         base = await self._url_base()
-        async for page in pages(self.bucket, self.keys.prefix):
-            await trio.to_thread.run_sync(self._sort, page, found, base)
+        await each_page(self.bucket, self.keys.prefix, lambda page: self._sort(page, found, base))
         directories = directories_of(ref.path for ref in found.files) | set(found.directories)
         if any(ref.path in directories for ref in found.files):
             found.misfits += [

@@ -8,21 +8,27 @@ spell all of them."""
 from __future__ import annotations
 
 import functools
+import re
 import xml.etree.ElementTree as ET
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import unquote_plus
+from xml.sax.saxutils import unescape
 
 import trio
 
+from vfs.errors import single
 from vfs.storage.bucket import Bucket, version_of
 from vfs.storage.endpoint import Clients
 from vfs.storage.failures import Refused, Unavailable
 
-__all__ = ["Entry", "pages"]
+__all__ = ["Entry", "each_page", "pages"]
 
 SIGNATURE_LIVES = 900
+_END = re.compile(rb"</ListBucketResult>\s*$")
+_TRUNCATED = re.compile(rb"<IsTruncated>\s*true\s*</IsTruncated>")
+_TOKEN = re.compile(rb"<NextContinuationToken>([^<]+)</NextContinuationToken>")
 
 
 class Entry(NamedTuple):
@@ -36,30 +42,68 @@ class Entry(NamedTuple):
 
 async def pages(bucket: Bucket, prefix: str) -> AsyncIterator[list[Entry]]:
     """All keys that begin with `prefix`, in the server's order, a page at a time."""
-    parameters: dict[str, Any] = {"Bucket": bucket.name, "Prefix": prefix, "EncodingType": "url"}
-    if bucket.endpoint.requester_pays:
-        parameters["RequestPayer"] = "requester"
     token: str | None = ""
     while token is not None:
-        entries, token = await bucket.call(prefix, functools.partial(_page, bucket, dict(parameters)), reading=True)
-        yield entries
-        if token is not None:
-            parameters["ContinuationToken"] = token
+        body, token = await fetch(bucket, prefix, token)
+        yield await trio.to_thread.run_sync(parse, body, prefix)
 
 
-def _page(bucket: Bucket, parameters: dict[str, Any], clients: Clients) -> tuple[list[Entry], str | None]:
+async def each_page(bucket: Bucket, prefix: str, take: Callable[[list[Entry]], None]) -> None:
+    """`take` gets page after page, in a thread, while the next one is fetched."""
+    send, receive = trio.open_memory_channel[bytes](1)
+
+    async def fetch_all() -> None:
+        token: str | None = ""
+        async with send:
+            while token is not None:
+                body, token = await fetch(bucket, prefix, token)
+                await send.send(body)
+
+    def parse_and_take(body: bytes) -> None:
+        take(parse(body, prefix))
+
+    try:
+        async with trio.open_nursery() as nursery, receive:
+            nursery.start_soon(fetch_all)
+            async for body in receive:
+                await trio.to_thread.run_sync(parse_and_take, body)
+    except BaseExceptionGroup as group:
+        raise single(group) from None
+
+
+async def fetch(bucket: Bucket, prefix: str, token: str) -> tuple[bytes, str | None]:
+    """One page as it comes ("" is the first one's token), and the token of the page after it."""
+    parameters: dict[str, Any] = {"Bucket": bucket.name, "Prefix": prefix, "EncodingType": "url", **bucket.payer()}
+    if token:
+        parameters["ContinuationToken"] = token
+    return await bucket.call(prefix, functools.partial(_page, bucket, parameters), reading=True)
+
+
+def _page(bucket: Bucket, parameters: dict[str, Any], clients: Clients) -> tuple[bytes, str | None]:
     url = clients.boto.generate_presigned_url("list_objects_v2", Params=parameters, ExpiresIn=SIGNATURE_LIVES)
     headers = {"x-amz-request-payer": "requester"} if bucket.endpoint.requester_pays else {}
-    body = trio.from_thread.run(bucket.fetch, url, headers, parameters["Prefix"])
+    prefix: str = parameters["Prefix"]
+    body = trio.from_thread.run(bucket.fetch, url, headers, prefix)
+    return body, next_token(body, prefix)
+
+
+def next_token(body: bytes, prefix: str) -> str | None:
+    """What the next page is asked for with, found without parsing: it is asked for while this one is parsed."""
+    if not _END.search(body):
+        raise Unavailable(prefix, f"the listing is not one, or not whole: {body[:60]!r}")
+    if not _TRUNCATED.search(body):
+        return None
+    if (token := _TOKEN.search(body)) is None:
+        raise Refused(prefix, "a truncated listing came without a continuation token")
+    return unescape(token[1].decode(), {"&quot;": '"', "&apos;": "'"})
+
+
+def parse(body: bytes, prefix: str) -> list[Entry]:
+    """A ListObjectsV2 answer's entries."""
     try:
-        return parse(body, parameters["Prefix"])
+        root = ET.fromstring(body)
     except ET.ParseError as e:
-        raise Unavailable(parameters["Prefix"], f"the listing is no XML: {e}") from e
-
-
-def parse(body: bytes, prefix: str) -> tuple[list[Entry], str | None]:
-    """A ListObjectsV2 answer's entries, and the token of the page after it."""
-    root = ET.fromstring(body)
+        raise Unavailable(prefix, f"the listing is no XML: {e}") from e
     namespace = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
     if root.tag != f"{namespace}ListBucketResult":
         raise Unavailable(prefix, f"the listing is a {root.tag}")
@@ -69,12 +113,7 @@ def parse(body: bytes, prefix: str) -> tuple[list[Entry], str | None]:
     for contents in root.iter(f"{namespace}Contents"):
         key, size, etag, modified = (contents.findtext(name, "") for name in names)
         entries.append(Entry(key if plain else unquote_plus(key), int(size), version_of(etag), _time(modified)))
-    if root.findtext(f"{namespace}IsTruncated") != "true":
-        return entries, None
-    token = root.findtext(f"{namespace}NextContinuationToken")
-    if not token:
-        raise Refused(prefix, "a truncated listing came without a continuation token")
-    return entries, token
+    return entries
 
 
 def _time(text: str) -> datetime:
