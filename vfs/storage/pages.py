@@ -108,11 +108,12 @@ def parse(body: bytes, prefix: str) -> list[Entry]:
     if root.tag != f"{namespace}ListBucketResult":
         raise Unavailable(prefix, f"the listing is a {root.tag}")
     plain = root.findtext(f"{namespace}EncodingType") != "url"
-    names = [f"{namespace}{name}" for name in ("Key", "Size", "ETag", "LastModified")]
+    key, size, etag, modified = (f"{namespace}{name}" for name in ("Key", "Size", "ETag", "LastModified"))
     entries: list[Entry] = []
     for contents in root.iter(f"{namespace}Contents"):
-        key, size, etag, modified = (contents.findtext(name, "") for name in names)
-        entries.append(Entry(key if plain else unquote_plus(key), int(size), version_of(etag), _time(modified)))
+        said = {field.tag: field.text or "" for field in contents}
+        name = said[key] if plain else unquote_plus(said[key])
+        entries.append(Entry(name, int(said[size]), version_of(said.get(etag)), _time(said[modified])))
     return entries
 
 
