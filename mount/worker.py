@@ -198,6 +198,8 @@ class Worker:
             log.exception("%s: not all could be written back; it is kept in the state directory", self.session.id)
         if self._syncing.cancelled_caught:
             log.warning("%s: told not to wait until all is written back", self.session.id)
+            if isinstance(self.session, PersistedSession):
+                await self.session.writeback.expand()  # or the receipt would not count what came last
 
     async def _tell_what_is_awaited(self) -> None:
         while True:
