@@ -89,6 +89,15 @@ class _Stream:
             raise trio.BrokenResourceError(f"the client took nothing for {SEND_LIMIT:g} s")
 
 
+class _Server(TCPServer):
+    """One connection. Hypercorn lets one whose client has gone live on for as long as an idle one is kept, a minute:
+    some hundred commands in that time would take all connections that there are."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
 class Listener:
     """`group`: whose members may connect beside root and our own user. Use as a context; `serve` until cancelled."""
 
@@ -168,7 +177,7 @@ class Listener:
             async with self._slots:
                 state = ConnectionState({"peer": peer})
                 name = f"{self.path}: process {peer.pid} of user {peer.uid}"
-                await TCPServer(app, config, context, state, _Stream(sock, name))  # type: ignore[arg-type]
+                await _Server(app, config, context, state, _Stream(sock, name))  # type: ignore[arg-type]
         except Exception:
             log.exception("%s: a connection of process %d ended by a defect", self.path, peer.pid)
         finally:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mount.address import short_path
 from mount.client import Refused
+from mount.listener import CONNECTIONS
 from mount.messages import NewSession
 from tests.daemon.serving import Serving, until
 
@@ -171,6 +175,16 @@ def test_umount_by_hand_is_a_stop_whose_receipt_is_in_the_status(daemon: Serving
     assert daemon.json("status", "a")["receipt"] == {"session": "a", "files": 1, "bytes": 1, "pending": 0}
     daemon.run("mount", "a")
     assert (daemon.root / "a/f").read_text() == "1"
+
+
+def test_clients_that_are_gone_take_up_no_connection(daemon: Serving) -> None:
+    with short_path(daemon.socket) as path:
+        for _ in range(CONNECTIONS + 50):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+    began = time.monotonic()
+    assert daemon.run("ls", "-q").stdout == b""
+    assert time.monotonic() - began < 20
 
 
 def test_a_second_daemon_on_the_same_state_is_refused(daemon: Serving) -> None:
