@@ -12,6 +12,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -25,16 +26,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _BUFFER = 1 << 20  # one for all reads: a new MiB each time costs 0.8 ms, this and a copy 0.05
 _STEP = 4 << 20  # who reads on has twice that ahead of it on its way from the disk
 _FAST_DISK_NS = 250_000  # a read through a thread costs about 200 us more than the read itself
+_MOST_OPEN = 256
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Content:
-    def __init__(self, directory: Path, *, max_open: int = 256) -> None:
+    def __init__(self, directory: Path, *, max_open: int | None = None) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         self.directory = directory
         self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._fds: OrderedDict[int, int] = OrderedDict()
-        self._max_open = max_open
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._max_open = max_open or min(_MOST_OPEN, allowed // 4)  # the rest is for leases and everything else
         self._buffer = memoryview(mmap.mmap(-1, _BUFFER))
         self._disk_ns = 0
         self._read_to = (0, 0)

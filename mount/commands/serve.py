@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import trio
 
-from mount import quietlog, title
+from mount import descriptors, quietlog, title
 from mount.flagtypes import DIRECTORY
 from mount.service import serve
 from mount.settings import STATE_VARIABLE, load
@@ -53,4 +53,5 @@ def command(
     os.environ[quietlog.VARIABLE] = style
     quietlog.install(sys.stderr, style)
     title.set_title("mount-session: daemon")
+    descriptors.raise_limit()
     trio.run(serve, settings)

@@ -13,7 +13,7 @@ import click
 import msgspec
 import trio
 
-from mount import quietlog, title
+from mount import descriptors, quietlog, title
 from mount.config import MountConfig, Receipt
 from mount.flagtypes import DIRECTORY
 from mount.mountpoint import resolve
@@ -132,6 +132,7 @@ def command(
     """
     quietlog.install(sys.stderr, quietlog.style())
     title.set_title("mount-session: supervisor")
+    descriptors.raise_limit()
     policy = parse(policy_of(flags))
     config = MountConfig(
         session=session,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,35 @@ def test_a_session_id_may_begin_with_a_dash(tmp_path: Path) -> None:
             process.kill()
             detach(path)
     assert (tmp_path / "state" / "-abc" / "session.json").exists()
+
+
+def test_many_files_at_once_do_with_few_descriptors(tmp_path: Path) -> None:
+    """As under a hard limit that cannot be raised."""
+    path = tmp_path / "mnt"
+    path.mkdir()
+    command = ["prlimit", "--nofile=256:256", str(COMMAND), "up", "few", str(path), "--state", str(tmp_path / "state")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+
+    def work(part: int) -> None:
+        files = [(path / f"{part}-{n}").open("w+b", buffering=0) for n in range(100)]
+        for n, file in enumerate(files):
+            file.write(b"%d" % n)
+            if n % 10 == 0:
+                os.fsync(file.fileno())
+        for n, file in enumerate(files):
+            assert os.pread(file.fileno(), 10, 0) == b"%d" % n
+            file.close()
+
+    try:
+        assert "is mounted on" in process.stdout.readline()
+        with ThreadPoolExecutor(10) as pool:
+            list(pool.map(work, range(10)))
+        process.terminate()
+        assert json.loads(process.communicate(timeout=30)[0])["files"] == 1000
+    finally:
+        process.kill()
+        detach(path)
 
 
 def test_help_is_enough_to_learn_it() -> None:
