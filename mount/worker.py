@@ -69,7 +69,7 @@ class Worker:
         self.suspicion = suspicion
         self.opened = opening
         self.session = session = opening.session
-        session.requests = lambda: device.waits
+        session.requests = lambda: device.waits + device.is_waiting()  # also one that is in the kernel yet
         self.began = time.time()
         self.supervisor: Channel | None = None
         self.retired = False

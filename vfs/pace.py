@@ -18,9 +18,9 @@ import trio
 
 __all__ = ["Pace"]
 
-LULL = 0.02  # seconds
+LULL = 0.04  # seconds; on a busy machine programs stand still for 20 ms in the middle of their work
 PATIENCE = 10.0  # seconds; as long as the default `max_wait` of an edit
-FEW = 4  # operations begun in each LULL when patience is over: some 5 % of the time of a fast persistence's session
+FEW = 8  # operations begun in each LULL when patience is over: some 5 % of the time of a fast persistence's session
 ALL = sys.maxsize
 
 

@@ -49,7 +49,7 @@ async def test_a_single_file_is_not_kept_waiting_by_the_request_that_closed_it(
         programs = Programs(session)
         await programs.work(0.01)
         await put(session, "a", b"x")
-        await trio.sleep(0.05)
+        await trio.sleep(0.08)
         assert shelf.contents == {"/a": b"x"}
 
 
