@@ -35,7 +35,7 @@ __all__ = ["Listener", "Peer"]
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS: Final = 256
+CONNECTIONS: Final = 1024  # who follows events has one as long as that
 SEND_LIMIT: Final = 30.0  # seconds for a client to take what is sent to it; the kernel buffers about 200 KiB
 HEADER_BYTES: Final = 32 * 1024
 _ANSWER: Final = b"HTTP/1.1 "

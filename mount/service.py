@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -46,6 +47,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 async def serve(settings: Settings) -> None:
     """Until SIGTERM or SIGINT; then everything is synced and unmounted. At SIGHUP: `Supervisor.upgrade`."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session takes three descriptors, a client one
     prepare(settings)
     inherited = take_environment(settings.environment)
     with locked(settings.own / "lock"), trio.open_signal_receiver(*_SIGNALS) as signals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -261,3 +262,13 @@ def test_what_was_done_is_in_an_audit_log_that_verifies(serving: Serve) -> None:
     ]
     log.write_text(log.read_text().replace('"quota_bytes":"5"', '"quota_bytes":"6"'))
     assert b"line 2" in daemon.run("verify", status=5).stderr
+
+
+def test_sessions_are_limited_by_the_hosts_hard_limit_of_open_files_alone(serving: Serve) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+    try:
+        daemon = serving()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
