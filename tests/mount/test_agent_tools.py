@@ -43,7 +43,8 @@ def test_list_read_range_replace_and_find_are_the_shells_own(mounted: Mount) -> 
     assert (
         shell(work, "set -C; echo x 2> /dev/null > a.md || echo exists; echo new > e.md; cat e.md") == "exists\nnew\n"
     )
-    assert shell(work, "mv -n a.md d.txt; cat a.md d.txt; mv docs papers; ls papers") == "a.md\nd.txt\nb.md\ndeep\n"
+    refused = "mv -n a.md d.txt 2> /dev/null || true"  # newer coreutils count that as a failure
+    assert shell(work, f"{refused}; cat a.md d.txt; mv docs papers; ls papers") == "a.md\nd.txt\nb.md\ndeep\n"
     assert shell(work, "rm a.md; rm -r papers; rm -f a.md; ls") == "d.txt\ne.md\nnumbers\n"
     assert shell(work, "printf 'a\\0b\\xff' > bytes; : > empty; od -An -c bytes; stat -c %s empty") == (
         "   a  \\0   b 377\n0\n"
