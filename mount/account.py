@@ -43,6 +43,7 @@ def _persisted(session: PersistedSession) -> dict[str, Any]:
         "pending": left.changes,
         "dirty_bytes": left.dirty,
         "pending_bytes": left.pending,
+        "unwritten": [masked(p.name) for p in persistences if not p.writes],
         "cache_bytes": None if session.cache.limit is None else session.cache.used_now,
         "cache_hits": traffic.hits,
         "cache_misses": traffic.misses,

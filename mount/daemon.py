@@ -162,6 +162,8 @@ class Daemon:
                 raise OSError(errno.EBUSY, "containers use this volume; stop them first", session)
             if hosted.is_local and not purge:
                 raise OSError(errno.EBUSY, "what is on this host is its only copy: export it, or use --purge", session)
+            if not (purge or force) and (await hosted.status()).unwritten:
+                raise OSError(errno.EBUSY, "its callbacks take no writes: changes are only here; use --force", session)
             await self.note("session.remove", session, peer, purge=purge, force=force)
             receipt = await self._unmount(hosted)
             if receipt.pending and not (force or purge):

@@ -146,6 +146,7 @@ class Hosted:
         )
         for name in ("files", "bytes", "pending", "requests"):
             setattr(status, name, told.pop(name, None))
+        status.unwritten = told.pop("unwritten", [])
         status.details = told
 
     async def probe(self, deadline: float) -> SessionHealth:

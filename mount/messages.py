@@ -72,7 +72,8 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
 
 
 class SessionStatus(msgspec.Struct, kw_only=True):
-    """One session. `files`, `bytes`, `pending` and `requests` are the worker's, absent when it does not answer."""
+    """One session. `files`, `bytes`, `pending` and `requests` are the worker's, absent when it does not answer.
+    `unwritten`: the callbacks that take no writes; what is changed where they are stays on this host."""
 
     session: str
     storage: str
@@ -89,6 +90,7 @@ class SessionStatus(msgspec.Struct, kw_only=True):
     bytes: int | None = None
     pending: int | None = None
     requests: int | None = None
+    unwritten: list[str] = []
     details: dict[str, Any] = {}
     receipt: SessionReceipt | None = None
 

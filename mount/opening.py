@@ -7,6 +7,7 @@ Only the worker imports this, for boto3 and the integrator's own code come with 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, cast
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from vfs.storage.s3 import S3Storage
 
 __all__ = ["Opened", "open_persistences", "opened"]
+
+log = logging.getLogger(__name__)
 
 
 class Opened:
@@ -90,6 +93,9 @@ async def opened(config: MountConfig, *, adopted: bool) -> AsyncIterator[Opened]
             )
         )
         for route in routes:
+            if route.persistence is not None and not (route.persistence.writes or route.read_only or adopted):
+                why = "has no callback that writes: changes there stay in the state directory"
+                log.warning("%s: %s %s", config.session, route.persistence.name, why)
             if route.persistence is not None:
                 remember(config.directory, route.persistence.name, route.persistence.can)
         yield Opened(config, session, persistences)

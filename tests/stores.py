@@ -26,3 +26,13 @@ class Directory:
 
     def on_delete(self, scope: str, path: str, context: Context) -> None:
         _file(scope, path, context).unlink()
+
+
+class Shown:
+    """To be read and nothing else."""
+
+    def on_list(self, scope: object, context: Context) -> list[str]:
+        return ["there"]
+
+    def on_read(self, scope: object, path: str, context: Context) -> bytes:
+        return b"before"

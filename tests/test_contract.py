@@ -196,6 +196,7 @@ ROWS: dict[int, tuple[str, str]] = {
         "every callback optional; without any, in the session only",
         """vfs/test_promises.py::test_each_callback_is_optional_and_what_it_would_do_stays_in_the_session
         test_persistence.py::test_an_absent_callback_is_enosys
+        mount/test_routing.py::test_where_callbacks_take_no_writes_the_status_says_that_changes_stay_here
         test_routes.py::test_without_a_default_route_the_rest_stays_in_the_session""",
     ),
     34: (

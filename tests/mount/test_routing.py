@@ -142,3 +142,16 @@ def test_what_was_added_is_kept_once_for_each_base(tmp_path: Path) -> None:
     (tmp_path / "routes.json").write_bytes(b"[{]")
     with pytest.raises(ValueError, match=r"routes\.json"):
         kept(tmp_path)
+
+
+def test_where_callbacks_take_no_writes_the_status_says_that_changes_stay_here(
+    serving: Callable[..., Serving],  # noqa: F811
+) -> None:
+    daemon = serving()
+    daemon.run("new", "a", "--callbacks", "tests.stores:Shown")
+    (daemon.root / "a/new").write_text("mine")
+    assert (daemon.root / "a/there").read_text() == "before"
+    assert daemon.json("status", "a")["unwritten"] == ["tests.stores:Shown"]
+    assert b"take no writes" in daemon.run("rm", "a", status=5).stderr
+    assert (daemon.root / "a/new").read_text() == "mine"
+    daemon.run("rm", "a", "--force")
