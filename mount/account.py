@@ -1,4 +1,5 @@
-"""The account that a worker gives of its session when it is asked for its status: counts, and no names of files.
+"""The account that a worker gives of its session when it is asked for its status: counts, and of files only the names
+of those that something is wrong with, a few of each kind.
 
 Cheap however large the session is, for whoever watches asks often: what grows with it is counted as it changes, and
 only what is not persisted yet is looked through. All counters begin with the worker. `metrics` makes Prometheus' of
@@ -7,7 +8,9 @@ them, `hosted` the session's status, `rates` what `top` shows. Called by the wor
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -18,7 +21,14 @@ from vfs.persisted import PersistedSession
 from vfs.session import Session
 from vfs.stats import backlog
 
-__all__ = ["account"]
+__all__ = ["account", "printable"]
+
+NAMED = 20  # names of a kind
+
+
+def printable(path: str) -> str:
+    """Messages are UTF-8, which names need not be."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def account(session: Session, tallies: Mapping[str, Tally]) -> dict[str, Any]:
@@ -38,8 +48,16 @@ def account(session: Session, tallies: Mapping[str, Tally]) -> dict[str, Any]:
 
 def _persisted(session: PersistedSession) -> dict[str, Any]:
     left, traffic = backlog(session), session.traffic
+    left_out = dict(session.listing.refused)
     persistences = [route.persistence for route in session.routes if route.persistence is not None]
+    for persistence in persistences:
+        left_out |= persistence.left_out
+    stuck = [pending for pending in session.writeback.queue if pending.stuck]
     return {
+        "left_out": {printable(name): why for name, why in islice(left_out.items(), NAMED)},
+        "left_out_in_all": len(left_out),
+        "stuck": {printable(os.fsdecode(pending.path)): str(pending.error) for pending in stuck[:NAMED]},
+        "stuck_in_all": len(stuck),
         "pending": left.changes,
         "dirty_bytes": left.dirty,
         "pending_bytes": left.pending,

@@ -101,13 +101,16 @@ class Order(msgspec.Struct, frozen=True):
     start: Start
 
 
-class Receipt(msgspec.Struct, frozen=True):
-    """What a stop leaves behind, as `vfs.session.Receipt` says it."""
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a stop leaves behind, as `vfs.session.Receipt` says it: with a storage also what it stored since the last
+    sync (size and version, an ETag), and why what is pending is; both cut short where they are long."""
 
     session: str
     files: int
     bytes: int
     pending: int
+    stored: dict[str, Any] = {}
+    reasons: list[dict[str, Any]] = []
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ import pyfuse3
 import trio
 
 from mount import collector, identity, resend, title
-from mount.account import account
+from mount.account import account, printable
 from mount.channel import MAX_MESSAGE, Answer, BrokenChannel, Channel, last_words
 from mount.config import Receipt, Start
 from mount.device import Device
@@ -47,6 +47,7 @@ from vfs.errors import single
 from vfs.persisted import PersistedSession
 from vfs.policy import Policy
 from vfs.receipt import Receipt as SessionReceipt
+from vfs.receipt import StoredFile
 from vfs.refresh import Refreshed
 from vfs.replay import match
 
@@ -79,6 +80,7 @@ class Worker:
         self._stopping = trio.Lock()
         self._syncing = trio.CancelScope()
         self._receipt: Receipt | None = None
+        self._stored: dict[str, StoredFile] = {}
 
     # ---- the request loop
 
@@ -184,15 +186,15 @@ class Worker:
             if self._receipt is None:
                 await self._drain()
                 await self._sync()
-                done = self.session.receipt()
-                self._receipt = Receipt(done.session, done.files, done.bytes, done.pending)
+                done = msgspec.structs.replace(self.session.receipt(), stored=self._stored)
+                self._receipt = msgspec.convert(told(done), Receipt)
 
     async def _sync(self) -> None:
         try:
             with self._syncing:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._tell_what_is_awaited)
-                    await self.session.sync()
+                    self._stored = (await self.session.sync()).stored
                     nursery.cancel_scope.cancel()
         except Exception:
             log.exception("%s: not all could be written back; it is kept in the state directory", self.session.id)
@@ -208,7 +210,7 @@ class Worker:
             why = receipt.reasons[0] if receipt.reasons else None
             log.warning(
                 "%s: waiting for %d changes to be written back%s; a second signal to `up` leaves them for the next one",
-                *(self.session.id, receipt.pending, f" ({_printable(why.path)}: {why.error})" if why else ""),
+                *(self.session.id, receipt.pending, f" ({printable(why.path)}: {why.error})" if why else ""),
             )
 
     # ---- what is asked of it
@@ -330,19 +332,14 @@ class Worker:
 def told(receipt: SessionReceipt) -> dict[str, Any]:
     """The receipt, with as many of its files as a message holds beside the rest."""
     brief: dict[str, Any] = msgspec.to_builtins(receipt)
-    brief["stored"] = {_printable(path): stored for path, stored in brief["stored"].items()}
+    brief["stored"] = {printable(path): stored for path, stored in brief["stored"].items()}
     for pending in brief["reasons"]:
-        pending["path"] = _printable(pending["path"])
+        pending["path"] = printable(pending["path"])
     for field in ("stored", "reasons"):
         while len(msgspec.msgpack.encode(brief[field])) > MAX_MESSAGE // 4:
             kept = list(brief[field])[: len(brief[field]) // 2]
             brief[field] = {name: brief[field][name] for name in kept} if field == "stored" else kept
     return brief
-
-
-def _printable(path: str) -> str:
-    """Messages are UTF-8, which names need not be."""
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 async def serve(start: Start, fuse_fd: int, control: socket.socket, zygote: int) -> int:

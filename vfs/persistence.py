@@ -72,6 +72,7 @@ class Persistence:
         self.skipped: dict[str, str] = {}
         self._prefix = f"{self.base_directory}/" if strip_base and self.base_directory else ""
         self._target = target if owned else None
+        self._asked = target
         self._given = target
         self._scope = scope
         self._known = cast(Context, {**(context or {}), "base_directory": self.base_directory})
@@ -95,6 +96,12 @@ class Persistence:
     @property
     def largest_read(self) -> int | None:
         return None if "on_read_range" in self.can else self.max_file_size
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What was listed last and cannot be a file, and why; a storage's own `misfits` too."""
+        misfits = getattr(self._asked, "misfits", ())
+        return {**{misfit.key: misfit.why for misfit in misfits}, **self.skipped}
 
     @property
     def is_asked_by_name(self) -> bool:

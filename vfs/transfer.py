@@ -276,7 +276,12 @@ class Transfer:
     async def _forget(self, path: bytes) -> bool:
         """Nothing is wanted here, but an upload or a move that nobody knows the end of may have left something."""
         if path in self.namespace.remote.attempts:
-            await self.conflicts.on_left_over(self._persistence(path), path)
+            try:
+                await self.conflicts.on_left_over(self._persistence(path), path)
+            except OSError as e:
+                if e.errno != errno.ENAMETOOLONG:
+                    raise
+                self.session.commit(Removed(path))  # the attempt failed for the same reason: nothing got there
         return True
 
     def context_of_delete(self, path: bytes, held: Entry) -> Context:

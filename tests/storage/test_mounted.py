@@ -156,6 +156,7 @@ def test_what_another_tool_does_in_the_bucket_shows_in_the_mount_and_both_sides_
     assert (writer.path / "changed").read_bytes() == b"theirs, longer"
     assert (writer.path / "new/deep").read_bytes() == b"new"
     assert sorted(os.listdir(writer.path)) == ["both", "changed", "new"]
+    assert ask(writer, "status")["left_out"] == {"kept/work/not//a/file": "has an empty segment"}
 
     client.put_object(Bucket=bucket, Key="kept/work/both", Body=b"theirs")
     (writer.path / "both").write_bytes(b"our edit")
@@ -168,6 +169,27 @@ def test_what_another_tool_does_in_the_bucket_shows_in_the_mount_and_both_sides_
     assert (reader.path / "both.conflict-work-1").read_bytes() == b"our edit"
     with pytest.raises(OSError, match="Read-only file system"):
         (reader.path / "both").write_bytes(b"")
+    (writer.path / "last").write_bytes(b"x")
+    stored = writer.stop()["stored"]
+    assert stored["last"]["version"] == client.head_object(Bucket=bucket, Key="kept/work/last")["ETag"].strip('"')
+
+
+def test_a_path_that_is_too_long_for_a_key_is_named_and_holds_up_nothing_else(mounted: Mount, moto: Server) -> None:
+    here = mounted("work", "--storage", url(moto.url, moto.new_bucket()))
+    long = here.path / "/".join(["n" * 250] * 5)
+    long.mkdir(parents=True)
+    (long / "file").write_bytes(b"kept here")
+    (here.path / "other").write_bytes(b"stored")
+    receipt = ask(here, "sync")
+    assert receipt["pending"] == 1
+    assert list(receipt["stored"]) == ["other"]
+    assert "1024 bytes" in receipt["reasons"][0]["error"]
+    (stuck,) = ask(here, "status")["stuck"].items()
+    assert stuck[0].endswith("n/file")
+    assert "1024 bytes" in stuck[1]
+    shutil.rmtree(here.path / ("n" * 250))
+    synced(here)
+    assert ask(here, "status")["stuck"] == {}
 
 
 def test_without_the_endpoint_writers_notice_nothing_and_readers_get_an_error_in_time(
