@@ -15,6 +15,7 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 RETIRED: Final = 10  # a worker's exit status: another one may be needed for its mount, now or later
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 30.0
+_CREDENTIALS: Final = struct.Struct("=3i")  # pid, uid, gid: unix(7), SCM_CREDENTIALS
 GOOD_LIFE: Final = 5.0  # seconds after which a worker's death says nothing against the next one
 
 
@@ -85,8 +87,9 @@ class Keeper:
         self._selector = selectors.PollSelector()
         self._doors: dict[str, Rendezvous] = {}
 
-    def run(self, deaths: int, adoptions: int) -> None:
-        """Until nothing is left. `deaths` is readable when a child has died, `adoptions` when a worker tells of one."""
+    def run(self, deaths: int, adoptions: socket.socket) -> None:
+        """Until nothing is left. `deaths` is readable when a child has died, `adoptions` when one tells that it was
+        adopted; the kernel says which."""
         self._selector.register(adoptions, selectors.EVENT_READ, partial(self._adopted, adoptions))
         self._selector.register(deaths, selectors.EVENT_READ, partial(self._bury, deaths))
         for kept in list(self._kept.values()):
@@ -96,7 +99,9 @@ class Keeper:
             dues = [kept.due for kept in self._kept.values() if kept.due is not None]
             timeout = max(0.0, min(dues) - time.monotonic()) if dues else None
             ready = self._selector.select(timeout)
-            for key, _ in sorted(ready, key=lambda event: event[0].fd != adoptions):  # who was adopted is not replaced
+            for key, _ in sorted(
+                ready, key=lambda event: event[0].fileobj is not adoptions
+            ):  # who was adopted is not replaced
                 if key.fileobj in self._selector.get_map():
                     key.data()
             for kept in list(self._kept.values()):
@@ -132,11 +137,15 @@ class Keeper:
         del self._kept[kept.session]
         kept.close()
 
-    def _adopted(self, adoptions: int) -> None:
-        for name in os.read(adoptions, 1 << 16).split():
-            kept = self._kept.get(name.decode())
-            if kept is not None:
-                self._let_go(kept)
+    def _adopted(self, adoptions: socket.socket) -> None:
+        _, ancillary, _, _ = adoptions.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
+        pids = {
+            _CREDENTIALS.unpack(content)[0]
+            for level, kind, content in ancillary
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)
+        }
+        for kept in [kept for kept in self._kept.values() if kept.pid in pids]:
+            self._let_go(kept)
 
     # ---- sessions without a worker
 

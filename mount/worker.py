@@ -320,7 +320,7 @@ class Worker:
     def _new_supervisor(self, channel: Channel) -> None:
         self.supervisor = channel
         with contextlib.suppress(BrokenPipeError):  # it is gone: nobody keeps this mount beside the new supervisor
-            os.write(self._zygote, f"{self.session.id}\n".encode())
+            os.write(self._zygote, b".")
 
     async def _status(self) -> dict[str, Any]:
         if isinstance(self.session, PersistedSession):
@@ -363,7 +363,7 @@ def _wake_up(number: int, frame: object) -> None:
 
 
 def main(start: Start, fuse_fd: int, control: socket.socket, zygote: int) -> int:
-    """The forked process's whole life; its exit status. `zygote` is a pipe to the process that forked this one."""
+    """The forked process's whole life; its exit status. `zygote` is a socket to the process that forked this one."""
     title.set_title(f"mount-session: worker {start.config.session}")
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
     signal.signal(NUDGE_SIGNAL, _wake_up)

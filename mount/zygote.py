@@ -64,8 +64,9 @@ def _loop(supervisor: socket.socket) -> None:
     os.set_blocking(wake_up, False)
     signal.set_wakeup_fd(wake_up, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, _ignore)
-    adoptions, to_tell = os.pipe()
-    own = {deaths, wake_up, adoptions}
+    adoptions, to_tell = socket.socketpair()
+    adoptions.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # a worker speaks for itself alone
+    own = {deaths, wake_up, adoptions.fileno()}
     poll = select.poll()
     poll.register(supervisor, select.POLLIN)
     poll.register(deaths, select.POLLIN)
@@ -74,7 +75,7 @@ def _loop(supervisor: socket.socket) -> None:
     def employ(mount: Kept, others: set[int]) -> int:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
-            return _fork(mount.start, mount.fd, theirs.fileno(), to_tell, own | others | {ours.fileno()})
+            return _fork(mount.start, mount.fd, theirs.fileno(), to_tell.fileno(), own | others | {ours.fileno()})
 
     while True:
         ready = {fd for fd, _ in poll.poll()}
@@ -83,7 +84,7 @@ def _loop(supervisor: socket.socket) -> None:
             for pid, status in _reap():
                 _note(kept, pid, status)
                 supervisor.send(msgspec.msgpack.encode(Exited(pid, status)))
-        if supervisor.fileno() in ready and not _obey(supervisor, own, to_tell, kept):
+        if supervisor.fileno() in ready and not _obey(supervisor, own, to_tell.fileno(), kept):
             break
     supervisor.close()
     if kept:
