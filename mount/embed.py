@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import inspect
 import os
 import queue
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
@@ -33,6 +33,7 @@ import trio
 from mount.config import MountConfig, Receipt
 from mount.hooked import Hooked
 from mount.mountpoint import resolve
+from mount.routing import RouteConfig, checked
 from mount.settings import default_state
 from mount.supervisor import Supervisor
 from vfs.callbacks import discover, made
@@ -40,8 +41,9 @@ from vfs.errors import single
 from vfs.hooks import HOOKS, Hooks
 from vfs.http.server import serving
 from vfs.policy import UNLIMITED, Policy
+from vfs.refresh import Refreshed
 
-__all__ = ["EmbeddedMount", "mounted"]
+__all__ = ["EmbeddedMount", "RouteConfig", "mounted"]
 
 T = TypeVar("T")
 Loop: TypeAlias = asyncio.AbstractEventLoop | trio.lowlevel.TrioToken
@@ -55,13 +57,15 @@ def mounted(
     storage: str = "local",
     callbacks: object = None,
     scope: Any = None,
+    routes: Iterable[RouteConfig] = (),
     policy: Policy = UNLIMITED,
 ) -> EmbeddedMount:
     """The session on the directory `mountpoint` while the block of `with` or `async with` lasts.
 
     `state`: the directory that keeps sessions (as --state). `storage`: as --storage. `callbacks`: any object with
     callbacks (docs/callbacks.md) and perhaps hooks (docs/events.md), or what --callbacks takes; `scope` is the first
-    argument of callbacks. Entering raises what `mount-session up` would refuse, as OSError or ValueError.
+    argument of callbacks. `routes`: directories that are kept elsewhere. Entering raises what `mount-session up` would
+    refuse, as OSError or ValueError.
     """
     config = MountConfig(
         session=session,
@@ -70,6 +74,7 @@ def mounted(
         storage=storage,
         callbacks=callbacks if isinstance(callbacks, str) else None,
         scope=scope if isinstance(callbacks, str) else None,
+        routes=checked(routes, session),
         policy=policy,
     )
     return EmbeddedMount(config, None if isinstance(callbacks, str) else made(callbacks), scope)
@@ -89,9 +94,16 @@ class EmbeddedMount:
 
     def sync(self) -> Receipt:
         """All that was done before is persisted, or OSError says why it is not. Blocks; `synced` does not."""
+        return msgspec.convert(self._ask("sync"), Receipt)
+
+    def add_route(self, route: RouteConfig) -> Refreshed:
+        """One directory is kept elsewhere from now on; how many files appeared. Blocks, as `sync`."""
+        return msgspec.convert(self._ask("route", route=msgspec.to_builtins(route)), Refreshed)
+
+    def _ask(self, what: str, **arguments: Any) -> Any:
         if self._supervising is None:
             raise ValueError(f"session {self._config.session!r} is not mounted: use it inside its `with`")
-        return self._supervising.sync()
+        return self._supervising.ask(what, **arguments)
 
     async def synced(self) -> Receipt:
         """As `sync`, under asyncio or trio."""
@@ -105,7 +117,7 @@ class EmbeddedMount:
 
     async def __aenter__(self) -> Self:
         try:
-            return await _in_thread(functools.partial(self._enter, _current_loop()))
+            return await _in_thread(partial(self._enter, _current_loop()))
         except asyncio.CancelledError:
             await _in_thread(self._leave)
             raise
@@ -159,9 +171,8 @@ class _Supervising:
         if failure is not None:
             raise failure
 
-    def sync(self) -> Receipt:
-        answer = trio.from_thread.run(self._mounted.ask, "sync", trio_token=self._token)
-        return msgspec.convert(answer, Receipt)
+    def ask(self, what: str, **arguments: Any) -> Any:
+        return trio.from_thread.run(partial(self._mounted.ask, what, **arguments), trio_token=self._token)
 
     def _run(self) -> None:
         try:
@@ -215,7 +226,7 @@ def _in_trio(function: Callable[..., Any], token: trio.lowlevel.TrioToken) -> Ca
     """An async callback as a synchronous one that is carried out in the trio run of `token`."""
     if not inspect.iscoroutinefunction(function):
         return function
-    return functools.partial(trio.from_thread.run, function, trio_token=token)
+    return partial(trio.from_thread.run, function, trio_token=token)
 
 
 def _current_loop() -> Loop:

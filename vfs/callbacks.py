@@ -61,7 +61,6 @@ class Context(TypedDict, total=False):
     mtime_ns: int  # of the content, nanoseconds since the epoch
     uid: int  # owner of the file
     gid: int
-    pid: int  # process whose request caused the call, in the daemon's pid namespace; absent for work done behind
     content_type: str  # MIME type guessed from the name
     size: int  # bytes of the whole content
     checksum: str  # lower-case hex SHA-256 of the whole content

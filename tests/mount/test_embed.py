@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from mount.embed import mounted
+from mount.embed import RouteConfig, mounted
 from vfs.callbacks import Context
 from vfs.fileref import FileRef
 
@@ -179,3 +179,24 @@ def test_hooks_of_a_live_object_are_called_in_this_program(places: dict[str, Any
     assert ("deleted", "/b") in shelf.told
     assert shelf.files == {"/a": b"1"}
     assert library == "none" or shelf.threads == {threading.get_ident()}
+
+
+def test_directories_are_kept_elsewhere_from_the_start_or_from_now_on(places: dict[str, Any], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (store / "b").mkdir(parents=True)
+    (store / "b" / "there").write_bytes(b"2")
+    first, second = (
+        RouteConfig(
+            base=base,
+            callbacks="tests.stores:Directory",
+            scope=base,
+            strip_base=True,
+            options={"directory": str(store)},
+        )
+        for base in "ab"
+    )
+    with mounted("s", **places, routes=[first]) as session:
+        (session.path / "a" / "file").write_bytes(b"1")
+        assert session.add_route(second).new == 1
+        assert (session.path / "b" / "there").read_bytes() == b"2"
+    assert (store / "a" / "file").read_bytes() == b"1"
