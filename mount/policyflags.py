@@ -27,6 +27,8 @@ _FLAGS: Final = (
     click.option("--idle-seconds", type=float, help="Its worker goes after so long without requests."),
     click.option("--durability", type=click.Choice(["local", "remote"]), help="What fsync promises."),
     click.option("--cache-bytes", metavar="SIZE", help="Kept on this host of what the storage has."),
+    click.option("--cache-wait", type=float, help="Seconds that writers wait in a full cache; then ENOSPC."),
+    click.option("--refresh-seconds", type=float, help="Between two looks at what others changed; 0: when asked."),
 )
 
 

@@ -119,7 +119,8 @@ class Cache:
         writeback = self.session.writeback
         writeback.limit.urgent += 1
         try:
-            with trio.move_on_after(self.session.options.cache_wait):
+            wait = self.session.policy.cache_wait
+            with trio.move_on_after(self.session.options.cache_wait if wait is None else wait):
                 writeback.hurry()
                 while self.used + length > limit:
                     await writeback.progressed.wait()

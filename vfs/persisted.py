@@ -96,8 +96,7 @@ class PersistedSession(Annotated):
             self.spawn(description.run)
         self.writeback.note_all()
         self._nursery.start_soon(self.writeback.run)
-        if self.options.refresh_interval is not None:
-            self._nursery.start_soon(self.listing.run, self.options.refresh_interval)
+        self._nursery.start_soon(self.listing.run)
 
     def _make_bases(self) -> None:
         for route in self.routes:
@@ -147,6 +146,13 @@ class PersistedSession(Annotated):
             self.writeback.note_all()
         if policy.cache_bytes != before.cache_bytes:
             self.cache.limited()
+        self.listing.interval_changed.set()
+
+    @property
+    def refresh_interval(self) -> float | None:
+        """Seconds between two listings; None: only when asked."""
+        seconds = self.policy.refresh_seconds
+        return (self.options.refresh_interval if seconds is None else seconds) or None
 
     async def add_route(self, route: Route) -> Refreshed:
         """A persistence for a directory, in a session that is in use: what it has appears, what is there goes to it.

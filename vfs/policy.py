@@ -38,6 +38,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     idle_seconds      without requests and with nothing pending the worker goes; None or 0: it stays
     durability        what fsync(2) promises: `local`, on this disk; `remote`, in the persistence
     cache_bytes       clean content kept here of what is in the persistence
+    cache_wait        how many seconds a writer waits when only dirty data is left in a full cache: ENOSPC; None: 30
+    refresh_seconds   between two listings of the persistence; None: 30; 0: only when asked
     """
 
     uid: _Id | None = None
@@ -54,6 +56,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     idle_seconds: _Seconds | None = 300.0
     durability: Literal["local", "remote"] = "local"
     cache_bytes: _Limit | None = None
+    cache_wait: _Seconds | None = None
+    refresh_seconds: _Seconds | None = None
 
     def __post_init__(self) -> None:
         for patterns in (self.hidden, self.local_only):

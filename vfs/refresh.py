@@ -11,6 +11,7 @@ No request is made for any single file. The comparison goes in slices, and await
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ class Refresh:
         self.namespace = session.namespace
         self.error: OSError | None = None  # why the last listing failed
         self.refused: dict[str, str] = {}  # listed paths that have no place in the session, and why
+        self.interval_changed = trio.Event()
         self._first = True
         self._touched: set[bytes] = set()
         self._stamps: dict[bytes, tuple[int | None, str | None]] = {}
@@ -81,11 +83,15 @@ class Refresh:
                 "%s: the persistence cannot be listed: %s; the session begins with what it has", self.session.id, e
             )
 
-    async def run(self, interval: float) -> None:
+    async def run(self) -> None:
         """Again and again. A failure is logged once, until a listing succeeds."""
         while True:
-            await trio.sleep(interval)
-            await self.attempt()
+            self.interval_changed = trio.Event()
+            interval = self.session.refresh_interval
+            with trio.move_on_after(math.inf if interval is None else interval) as scope:
+                await self.interval_changed.wait()
+            if scope.cancelled_caught:
+                await self.attempt()
 
     async def attempt(self) -> None:
         """List, and log a failure that is new."""

@@ -104,12 +104,14 @@ def test_a_policy_is_the_same_from_flags_from_toml_and_from_the_api(tmp_path: Pa
         idle_seconds=60.0,
         durability="remote",
         cache_bytes=20 << 30,
+        cache_wait=5.0,
+        refresh_seconds=0.0,
     )
     assert all(getattr(wanted, field) != getattr(Policy(), field) for field in Policy.__struct_fields__)
     fields: dict[str, Any] = {"hidden": [".env", "*.key"], "local_only": ["node_modules"], "read_only": True}
     fields |= {"uid": 1001, "gid": 1002, "umask": "027", "quota_inodes": 1000, "soft_inodes": 900}
     fields |= {"quota_bytes": "10GiB", "soft_bytes": "8GiB", "max_file_bytes": "4GiB", "cache_bytes": "20GiB"}
-    fields |= {"idle_seconds": 60.0, "durability": "remote"}
+    fields |= {"idle_seconds": 60.0, "durability": "remote", "cache_wait": 5.0, "refresh_seconds": 0.0}
     assert Policy().changed(fields) == wanted, "as the API takes it"
 
     lines = [f"{name} = {json.dumps(value)}" for name, value in fields.items()]

@@ -90,6 +90,11 @@ async def test_a_cache_full_of_dirty_data_is_enospc_after_a_while_and_deletes_al
             await session.write(ino, 0, b"x" * (100 * KIB))
         assert caught.value.errno == errno.ENOSPC
         assert 20 <= trio.current_time() - began < 21
+        session.apply(session.policy.changed({"cache_wait": 3}))
+        began = trio.current_time()
+        with pytest.raises(OSError):
+            await session.write(ino, 0, b"x" * (100 * KIB))
+        assert 3 <= trio.current_time() - began < 4
         assert await content(session, "1") == b"x" * (100 * KIB)
         session.unlink(1, b"0", KERNEL)
         assert await session.write(ino, 0, b"x" * (100 * KIB)) == 100 * KIB

@@ -106,6 +106,14 @@ async def test_others_changes_appear_within_the_interval(tmp_path: Path, autojum
         shelf.put("/a", b"x")
         await trio.sleep(31)
         assert names(session) == ["a"]
+        session.apply(session.policy.changed({"refresh_seconds": 5}))
+        shelf.put("/b", b"x")
+        await trio.sleep(6)
+        assert names(session) == ["a", "b"]
+        session.apply(session.policy.changed({"refresh_seconds": 0}))
+        shelf.put("/c", b"x")
+        await trio.sleep(1000)
+        assert names(session) == ["a", "b"]
 
 
 async def test_a_dirty_file_is_left_alone(tmp_path: Path, autojump_clock: MockClock) -> None:
