@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from mount.client import Client
 from mount.commandline import DaemonCommand, bytes_bar, json_option, show, state_option
+from mount.commands.up import scope_of
 from mount.messages import NewSession
 from mount.policyflags import policy_flags, policy_of
 from mount.routing import RouteConfig, routes_of
@@ -66,7 +66,7 @@ def command(
             session=session,
             storage=storage,
             callbacks=callbacks,
-            scope=None if scope is None else msgspec.json.decode(scope),
+            scope=scope_of(scope),
             routes=list(routes),
             policy=policy_of(flags),
             labels=_pairs(labels),

@@ -14,6 +14,7 @@ from mount import rendezvous
 from mount.channel import Answer, Channel
 from mount.client import Client, NoDaemon, Refused
 from mount.commandline import DaemonCommand, json_option, show
+from mount.commands.up import scope_of
 from mount.flagtypes import DIRECTORY
 from mount.routing import RouteConfig, parse
 from mount.settings import STATE_VARIABLE, default_state
@@ -48,7 +49,7 @@ def command(session: str, base: str, scope: str | None, state: Path | None, as_j
     if "options" in fields:
         fields["options"] = dict(option.partition("=")[::2] for option in fields["options"])
     if scope is not None:
-        fields["scope"] = msgspec.json.decode(scope)
+        fields["scope"] = scope_of(scope)
     route = parse({**fields, "base": base})
     show(_add(state or default_state(), session, route), as_json)
 

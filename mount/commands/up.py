@@ -142,7 +142,7 @@ def command(
         policy=policy,
         storage=storage,
         callbacks=callbacks,
-        scope=_scope(scope),
+        scope=scope_of(scope),
         routes=routes,
         steal=steal,
         idle_after=idle_after,
@@ -155,7 +155,8 @@ def command(
     sys.exit(0 if receipt.pending == 0 else 1)
 
 
-def _scope(text: str | None) -> Any:
+def scope_of(text: str | None) -> Any:
+    """What --scope says."""
     try:
         return None if text is None else msgspec.json.decode(text)
     except msgspec.DecodeError as e:
