@@ -38,7 +38,7 @@ STORM_SECONDS = 2.5
 STORMERS = 4
 ROUNDS = 3
 EVENTS = 500_000
-FILES = 1500  # of the archive that is unpacked
+FILES = 1000  # of the archive that is unpacked
 
 Figures = dict[str, object]
 
