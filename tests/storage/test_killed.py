@@ -1,7 +1,8 @@
 """kill -9 at every failure point on the way to the bucket; then the session from an empty state directory elsewhere.
 
 Every file that a receipt named is there, byte for byte, with modes, links, times and empty directories; what was under
-way is there as it was or as it should become, and nothing is there in part."""
+way is there as it was or as it should become, and nothing is there in part. Then from the state directory that was left
+behind: all that was done is there and in the bucket, once, and in conflict with nobody."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +83,18 @@ async def test_what_a_receipt_named_is_there_from_an_empty_state(
     assert found.get("gone", promised["gone"]) == promised["gone"]
     for path, content in (("new", killing.NEW), ("new big", killing.NEW_BIG)):
         assert path not in found or found[path][3] == sha(content)
+
+    here = tmp_path / "here"
+    async with (
+        sole_writer(s3, here / killing.SESSION),
+        Session.open(killing.SESSION, here, routes=routes(s3)) as session,
+    ):
+        assert (await session.sync()).pending == 0
+        left = await killing.described(session)
+        files = {path for path, entry in left.items() if stat.S_ISREG(entry[0])}
+        assert {ref.path for ref in await s3.on_list(None, {})} == files
+        assert not any("conflict" in path for path in files)
+        for path in files:
+            assert sha(await s3.read(path)) == left[path][3], path
+    await s3.cleanup()
+    assert moto.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []

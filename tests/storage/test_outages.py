@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -82,8 +83,13 @@ class Stage:
         until(refreshed)
 
     def settle(self) -> None:
-        """All is in the bucket."""
-        until(lambda: ask(self.mounted, "sync")["pending"] == 0)
+        """All is in the bucket. Refused credentials are looked for anew every two seconds: a sync that comes too soon
+        says what is pending."""
+
+        def settled() -> bool:
+            return ask(self.mounted, "sync")["pending"] == 0 or threading.Event().wait(0.5)
+
+        until(settled, 60)
 
     def make_bucket(self) -> None:
         client = self.server.client()
@@ -121,32 +127,31 @@ def stage(moto: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
             stage.mounted.clean_up()
 
 
+READS, WRITES = "GET|HEAD", "PUT|POST|DELETE"
 FAULTS = {
-    "refused": None,
-    "reset body": Fault("reset body"),
-    "answer lost": Fault("reset after"),
-    "truncated": Fault("truncate"),
-    "500": Fault("status"),
-    "slow down": Fault("status", status=503, code="SlowDown"),
-    "slow loris": Fault("slow"),
-    "wrong clock": Fault("status", status=403, code="RequestTimeTooSkewed"),
-    "rotated credentials": Fault("status", status=403, code="ExpiredToken"),
+    "refused": [],
+    "resets": [Fault("reset body", READS), Fault("reset after", WRITES)],
+    "truncated or 500": [Fault("truncate", READS), Fault("status", WRITES)],
+    "slow down": [Fault("status", status=503, code="SlowDown")],
+    "slow loris": [Fault("slow")],
+    "wrong clock": [Fault("status", status=403, code="RequestTimeTooSkewed")],
+    "rotated credentials": [Fault("status", status=403, code="ExpiredToken")],
 }
 
 
-def begin(stage: Stage, fault: Fault | None) -> None:
-    if fault is None:
+def begin(stage: Stage, faults: list[Fault]) -> None:
+    if not faults:
         stage.proxy.down()
-        return
-    if fault.code == "ExpiredToken":
-        fault.when = stage.signed_with(stage.key)
-    stage.proxy.add(fault)
+    for fault in faults:
+        if fault.code == "ExpiredToken":
+            fault.when = stage.signed_with(stage.key)
+        stage.proxy.add(fault)
 
 
-def end(stage: Stage, fault: Fault | None) -> None:
-    if fault is None:
+def end(stage: Stage, faults: list[Fault]) -> None:
+    if not faults:
         stage.proxy.up()
-    elif fault.code == "ExpiredToken":
+    elif faults[0].code == "ExpiredToken":
         stage.use_key("key-1")  # the old one is refused for good
     else:
         stage.proxy.clear()
@@ -154,7 +159,7 @@ def end(stage: Stage, fault: Fault | None) -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_programs_go_on_readers_are_told_in_time_and_all_is_stored_once_it_is_over(stage: Stage, name: str) -> None:
-    fault, here = FAULTS[name], stage.path / name
+    faults, here = FAULTS[name], stage.path / name
     here.mkdir()
     before = {"edited": b"1" * 5000, "moved": b"2" * 5000, "deleted": b"3" * 5000}
     for file, content in before.items():
@@ -162,7 +167,7 @@ def test_programs_go_on_readers_are_told_in_time_and_all_is_stored_once_it_is_ov
     stage.put(f"{name}/cold", b"cold" * 100_000)
     stage.settle()
     stage.refresh()
-    begin(stage, fault)
+    begin(stage, faults)
 
     began = time.monotonic()
     fresh = {f"new{number}": os.urandom(3000) for number in range(20)}
@@ -184,9 +189,9 @@ def test_programs_go_on_readers_are_told_in_time_and_all_is_stored_once_it_is_ov
     signal.alarm(0)
     assert caught.value.errno == errno.EIO
     assert time.monotonic() - began < 15
-    assert fault is None or fault.met > 2
+    assert all(fault.met for fault in faults)
 
-    end(stage, fault)
+    end(stage, faults)
     stage.settle()
     wanted = {**fresh, "edited": b"edited", "moved here": before["moved"], "cold": b"cold" * 100_000}
     assert stage.held(f"{name}/") == {f"{name}/{file}": content for file, content in wanted.items()}
