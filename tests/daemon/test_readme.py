@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import unavailable
 from tests.container import Engine
 from tests.daemon.serving import PROJECT, until
 from tests.mounted import COMMAND, MOUNTS
@@ -122,10 +123,11 @@ def test_the_lines_for_one_session(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def shell() -> Iterator[Shell]:
+def shell(docker_engine: Engine) -> Iterator[Shell]:
     """Root's."""
+    engine = {"DOCKER_HOST": docker_engine.host} if docker_engine.host else {}
     with shared_sessions() as home:
-        one = Shell(home, (), {"MOUNT_SESSION_STATE": str(home / "state")})
+        one = Shell(home, (), {"MOUNT_SESSION_STATE": str(home / "state"), **engine})
         one.serve()
         try:
             yield one
@@ -133,7 +135,7 @@ def shell() -> Iterator[Shell]:
             one.close()
 
 
-def test_the_lines_for_an_engine_that_runs_as_root(shell: Shell, docker_engine: Engine, container_image: str) -> None:
+def test_the_lines_for_an_engine_that_runs_as_root(shell: Shell, container_image: str) -> None:
     shell.run(the("mount-session new my-session"))
     line = the("docker run", "/srv/sessions/my-session:/workspace")
     script = "id -u; echo made > file; stat -c %u file; ! touch /elsewhere 2> /dev/null"
@@ -157,6 +159,9 @@ def test_the_lines_for_an_engine_that_runs_as_root(shell: Shell, docker_engine: 
 @pytest.fixture
 def rootless() -> Iterator[Shell]:
     """The shell of the user nobody, for whom an engine of his own runs."""
+    script = shutil.which("dockerd-rootless.sh") or shutil.which(ROOTLESS_ENGINE)
+    if script is None:
+        unavailable("no dockerd-rootless.sh: Debian's docker.io has it, Ubuntu's has not")
     user = pwd.getpwnam("nobody")
     (numbers,) = re.findall(r"/etc/subuid says you:(\d+:\d+)", section())
     subordinate = f"{user.pw_name}:{numbers}\n"
@@ -175,7 +180,6 @@ def rootless() -> Iterator[Shell]:
             "DOCKERD_ROOTLESS_ROOTLESSKIT_PORT_DRIVER": "none",
         }
         one = Shell(home, [*become(user), *READER, "--"], environment)
-        script = shutil.which("dockerd-rootless.sh") or ROOTLESS_ENGINE
         engine = one.start(
             f"{script} --bridge none --iptables=false --ip6tables=false --storage-driver vfs", become(user)
         )
