@@ -210,7 +210,8 @@ class Persistence:
 
     async def move(self, old: str, new: str, context: Context | None = None) -> FileRef:
         arguments = (self._outward(old), self._outward(new))
-        answer = await self._call("on_move", old, "move", context, *arguments)
+        copied = (context or {}).get("size", 0)  # there, by a server that has no rename
+        answer = await self._call("on_move", old, "move", context, *arguments, copied=copied)
         return self._outcome("on_move", new, answer, context or {})
 
     async def commit(self, changes: Sequence[Change], context: Context | None = None) -> Sequence[FileRef | None]:
@@ -256,11 +257,12 @@ class Persistence:
         context: Context | None,
         *arguments: object,
         moving: int = 0,
+        copied: int = 0,
     ) -> Any:
         if callback not in self.can:
             raise OSError(errno.ENOSYS, f"{self.name} has no {callback}", subject)
         told = {**self._known, **(context or {}), "operation": operation}
-        timeout = self.timeout + moving / SLOWEST
+        timeout = self.timeout + (moving + copied) / SLOWEST
         with self.telemetry.measured(Call(self.name, callback, subject, moving)) as call:
             answer = await self._caller.call(callback, subject, timeout, self._scope, *arguments, told)
             if operation == "read" and isinstance(answer, bytes | bytearray | memoryview):

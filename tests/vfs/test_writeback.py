@@ -93,6 +93,19 @@ async def test_a_renamed_directory_is_moved_file_by_file_in_the_persistence(
         assert {operation for operation, _ in shelf.calls} == {"stat", "move"}
 
 
+async def test_a_large_file_may_take_its_time_to_be_copied_there(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "old", b"x" * (20 << 20))
+        await session.sync()
+        shelf.log.clear()
+        # there, and back: longer than the 30 s that a small one has
+        shelf.delay = lambda: 22.0 if shelf.log[-1][0] == "move" else 0.0
+        session.rename(1, b"old", 1, b"new", 0, KERNEL)
+        assert (await session.sync()).pending == 0
+        assert [operation for operation, _ in shelf.calls if operation == "move"] == ["move"]
+
+
 async def test_a_swap_of_two_files_ends_with_the_right_contents(tmp_path: Path, autojump_clock: MockClock) -> None:
     for kind in (Shelf, BigShelf):
         shelf = kind()

@@ -27,8 +27,8 @@ MIB = 1 << 20
 PART = 8 * MIB
 PARTS_MAX = 10_000  # docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 PARALLEL = 8
-COPY_AT_ONCE = 5 << 30
-COPY_PART = 512 * MIB
+COPY_AT_ONCE = 512 * MIB  # S3 takes 5 GiB; but one request has one deadline, and a copy takes its time
+COPY_PART = 64 * MIB
 
 Numbered = tuple[int, int, int]  # part number, offset, size
 
