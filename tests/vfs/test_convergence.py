@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests.vfs.shelf import IN_MEMORY, BigShelf, Crash, Ledger, Shelf, routes
+from vfs.fetch import AGAIN
 from vfs.fileref import FileRef
 from vfs.inode import Inode
 from vfs.options import Options
@@ -150,6 +151,7 @@ class Program:
     async def check_tree(self) -> None:
         fault, lost = self.shelf.fault, self.shelf.lost
         self.shelf.fault, self.shelf.lost = lambda operation, path: None, lambda operation, path: False
+        await trio.sleep(AGAIN)  # who waited for nothing a moment ago is not made to wait again
         for path, inode in list(self.files()):
             assert await self.session.read(inode.ino, 0, 1000) == self.contents[inode.ino], path
         for ino in self.held:
