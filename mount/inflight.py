@@ -3,9 +3,9 @@
 It is a shared mapping of the file `inflight` in the state directory, so a store into it survives the death of the
 process like a write(2) does, and costs no system call. A slot is taken before the record is appended: if the process
 dies between the two, there is no record at that place, and nothing was done. It is given back when the request's task
-asks for its next request, for by then pyfuse3 has answered; nothing else is taken from the kernel between the answer
-and that (both are one step of one thread), so a request that the kernel will send again never meets the note of an
-answered one.
+asks for its next request or ends, for by then pyfuse3 has answered; nothing else is taken from the kernel between the
+answer and that (both are one step of one thread), so a request that the kernel will send again never meets the note of
+an answered one.
 
 After power loss the table means nothing, as no kernel is left that waits for answers: only a worker that takes a live
 mount over reads it (`mount.repeated`).
@@ -40,7 +40,7 @@ class Place(NamedTuple):
     offset: int
 
 
-class InFlight:
+class InFlight(trio.abc.Instrument):
     def __init__(self, directory: Path, adopted: bool) -> None:
         """`adopted`: the mount has had a worker before, whose notes count; those of another mount do not."""
         fd = open_reserved(directory / NAME, SIZE, cleared=not adopted)  # a store into a hole could be a SIGBUS
@@ -66,6 +66,11 @@ class InFlight:
                 self.begin(task, Place(session.journal.segment, session.journal.size))
 
         session.before_record = before
+        trio.lowlevel.add_instrument(self)
+
+    def give_up(self) -> None:
+        """Tasks will be ended that have not answered: what is noted of them stays."""
+        trio.lowlevel.remove_instrument(self)
 
     def begin(self, task: Any, place: Place) -> None:
         """The request of this task is about to append the record that decides it there."""
@@ -77,10 +82,15 @@ class InFlight:
     def answered(self) -> None:
         """The current task's request has been answered: it asks for another."""
         if self._tasks:
-            slot = self._tasks.pop(trio.lowlevel.current_task(), None)
-            if slot is not None:
-                failpoints.reach("answer.sent")
-                self.drop(slot)
+            self.task_exited(trio.lowlevel.current_task())
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        """The task's request has been answered. Trio calls this in the step in which a task ends: pyfuse3 ends one that
+        has answered, rather than have it ask for more, when enough others do."""
+        slot = self._tasks.pop(task, None)
+        if slot is not None:
+            failpoints.reach("answer.sent")
+            self.drop(slot)
 
     def drop(self, slot: int) -> None:
         if self._read(slot) is not None:

@@ -6,6 +6,7 @@ requests, and only until each has come, or long enough has passed that it never 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from typing import Any, Final
@@ -32,6 +33,7 @@ _HANDLERS: Final = (
     "setattr",
     "open",
     "setxattr",
+    "getxattr",
     "removexattr",
 )
 
@@ -147,8 +149,17 @@ class Repeated:
         return opened
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        if not self._take(Resent(ctx.pid, "setxattr", inode, name)):
+        requests = [Resent(ctx.pid, "setxattr", inode, name, exclusive=exclusive) for exclusive in (False, True)]
+        if not any(self._take(request) for request in requests):
             await self._inner["setxattr"](inode, name, value, ctx)
+
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        """By this pyfuse3 looks whether an attribute that must be new is there; the one that the request itself made is
+        not meant. The thread waits for that request, so it asks for nothing else."""
+        if Resent(ctx.pid, "setxattr", inode, name, exclusive=True) in self._done:
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        value: bytes = await self._inner["getxattr"](inode, name, ctx)
+        return value
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         if not self._take(Resent(ctx.pid, "removexattr", inode, name)):

@@ -179,7 +179,8 @@ def describe(request: Request) -> Resent | None:
         case n if n == OPEN and struct.unpack_from("=I", body)[0] & os.O_TRUNC:
             return Resent(pid, "open", inode)
         case n if n == SETXATTR:
-            return Resent(pid, "setxattr", inode, names(8)[0])
+            (flags,) = struct.unpack_from("=I", body, 4)
+            return Resent(pid, "setxattr", inode, names(8)[0], exclusive=bool(flags & os.XATTR_CREATE))
         case n if n == REMOVEXATTR:
             return Resent(pid, "removexattr", inode, names(0)[0])
         case _:

@@ -167,6 +167,7 @@ class Worker:
         with trio.move_on_after(DRAIN_LIMIT):
             await self._drained.wait()
             return True
+        self.in_flight.give_up()
         self._serving.cancel()
         await self._drained.wait()
         return False

@@ -43,6 +43,8 @@ class Resent(msgspec.Struct, frozen=True):
     to_inode: int = 0
     to_name: bytes = b""
     exchange: bool = False
+    exclusive: bool = False
+    """A setxattr that must find no such attribute."""
 
 
 def carried_out(request: Resent, record: Record) -> bool:

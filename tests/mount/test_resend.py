@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import trio
 
 from mount import resend
 from mount.handshake import HEADER, OUT_HEADER
@@ -125,3 +126,22 @@ def test_of_a_session_that_sleeps_nothing_is_asked_by_forgets_alone() -> None:
         kernel.send(sent(6, resend.MKDIR, 5, bytes(8) + b"new\0"))
         assert is_asked(ours.fileno())
         assert os.get_blocking(ours.fileno())
+
+
+async def test_a_task_that_ends_once_it_has_answered_gives_its_note_back(tmp_path: Path) -> None:
+    """pyfuse3 ends tasks when enough others wait for requests."""
+    journal = Journal(tmp_path, 0)
+    notes = table(tmp_path, False)
+    trio.lowlevel.add_instrument(notes)
+
+    async def request() -> None:
+        notes.begin(trio.lowlevel.current_task(), Place(journal.segment, journal.size))
+        journal.append(Unlink(1, b"a", 5, pid=7))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(request)
+    assert table(tmp_path, True).left_over(tmp_path) == {}
+    notes.give_up()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(request)
+    assert list(table(tmp_path, True).left_over(tmp_path).values()) == [Unlink(1, b"a", 5, pid=7)]

@@ -20,7 +20,7 @@ from tests.mount.killing import killing
 from tests.mount.test_takeover import EXCHANGE, NOREPLACE, rename2
 from tests.mounted import Mounted
 
-SECONDS = 4.0
+SECONDS = 2.5
 THREADS = 6
 Operation = Callable[[Path], object]
 
@@ -130,6 +130,6 @@ def test_random_operations_under_kills_are_answered_as_the_disk_answers_them(
     log = session.log.read_text()
     assert "Traceback" not in log
     deaths = log.count("was killed by signal 9")
-    assert deaths >= 5
+    assert deaths >= 3
     print(f"{sum(done)} operations over {deaths} deaths")
     session.stop()

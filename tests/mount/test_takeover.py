@@ -143,6 +143,16 @@ def setxattr(at: Path) -> None:
     assert os.getxattr(at / "file", "user.new") == b"value"
 
 
+def setxattr_exclusively(at: Path) -> None:
+    def exclusively() -> None:
+        os.setxattr(at / "file", "user.exclusive", b"value", os.XATTR_CREATE)
+
+    exclusively()
+    refuses(errno.EEXIST, exclusively)
+    os.setxattr(at / "file", "user.exclusive", b"another", os.XATTR_REPLACE)
+    assert os.getxattr(at / "file", "user.exclusive") == b"another"
+
+
 def removexattr(at: Path) -> None:
     os.removexattr(at / "file", "user.old")
     refuses(errno.ENODATA, lambda: os.removexattr(at / "file", "user.old"))
@@ -157,7 +167,7 @@ def write(at: Path) -> None:
 
 PROGRESS = 0.2  # seconds; a worker that dies at once after its first answer gets a successor ever later
 OPERATIONS = [create, create_open, mkdir, mknod, symlink, link, unlink, rmdir, rename, rename_over, rename_noreplace]
-OPERATIONS += [exchange, chmod, truncate, truncate_by_open, utimens, setxattr, removexattr, write]
+OPERATIONS += [exchange, chmod, truncate, truncate_by_open, utimens, setxattr, setxattr_exclusively, removexattr, write]
 # Points on the way of a request that changes names or attributes, and of the takeover itself.
 ON_THE_WAY = ["journal.before-record", "journal.after-record", "record.applied", "answer.sent"]
 IN_TAKEOVER = ["recovery.before-end", "takeover.recalled", "takeover.matched"]

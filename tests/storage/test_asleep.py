@@ -19,7 +19,7 @@ from tests.storage.test_mounted import ask, synced, url
 pytestmark = pytest.mark.s3
 
 Mount = Callable[..., Mounted]
-IDLE = ("--idle-after", "1", "--hang-limit", "0.5")
+IDLE = ("--idle-after", "0.6", "--hang-limit", "0.3")
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,7 @@ def within(condition: Callable[[], bool], pause: float = 0.02) -> None:
 
 
 def falls_asleep(session: Mounted) -> None:
+    synced(session)
     within(lambda: worker_of(session.session) is None)
 
 
