@@ -18,6 +18,7 @@ def test_rm_keeps_the_storage_and_purge_empties_it_of_this_session_alone(daemon:
     for name in ("a", "b"):
         daemon.run("new", name, "--storage", f"file://{store}")
         (daemon.root / name / f"{name}.txt").write_text(name)
+    daemon.run("sync", "b")
     daemon.run("rm", "a")
     assert stored(store) == {"a.txt", "b.txt"} and not (daemon.state / "a").exists()
     daemon.run("new", "a", "--storage", f"file://{store}")

@@ -82,7 +82,7 @@ def test_what_is_not_stored_yet_is_told_in_bytes(daemon: Serving, proxy: FaultPr
             os.pwrite(file.fileno(), b"y" * 50, 0)
             return told("dirty_bytes"), told("pending_bytes"), told("pending")
 
-        until(lambda: grown() == (1050, 1000, 2))
+        until(lambda: grown() in ((1050, 1000, 2), (1050, 1000, 3)))  # the tree's description may be the third
     proxy.clear()
     daemon.run("flush", "work")
     assert daemon.json("sync", "work")["pending"] == 0
