@@ -7,7 +7,7 @@ demo: ## mount a session, work in it from a shell and a container, unmount
 
 test: ## run all tests
 	@scripts/setup test
-	@.venv/bin/python -m pytest --durations=10 $(TESTS)
+	@scripts/test $(TESTS)
 
 check: ## lint and type check
 	@scripts/setup test

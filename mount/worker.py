@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 DRAIN_LIMIT: Final = 20.0  # seconds for requests in hand when the gate closes; those left are sent again or aborted
 MAX_TASKS: Final = 99
 LONGEST_SHARED: Final = 300.0  # seconds; asking the kernel's questions once more in that time costs next to nothing
-TELL_AFTER: Final = 10.0  # seconds that a stop waits for the storage, each time before it is said what for
+TELL_AFTER: Final = 5.0  # seconds that a stop waits for the storage, each time before it is said what for
 
 
 class Worker:

@@ -175,10 +175,10 @@ class Serving:
         return found
 
     def worker(self, session: str) -> int:
+        """Its worker's process; waits where one is being started."""
         with self.client() as client:
-            worker = client.status(session).worker
-        assert worker is not None and worker.pid is not None
-        return worker.pid
+            pid: int = until(lambda: (worker := client.status(session).worker) and worker.pid)
+        return pid
 
     def clean_up(self) -> None:
         if self.process.poll() is None:

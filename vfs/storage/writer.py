@@ -35,7 +35,7 @@ __all__ = ["only_reading", "sole_writer"]
 
 log = logging.getLogger(__name__)
 
-PAUSE = 5.0  # seconds between tries to take the lease up
+PAUSE = 2.0  # seconds between tries to take the lease up
 FIRST_TRY = 5.0  # seconds that opening a session waits for an endpoint it can do without
 
 
