@@ -95,6 +95,7 @@ class Operations(pyfuse3.Operations):
         self._absent_now = EntryAttributes()
         self._absent_now.st_ino = 0
         self._absent_now.entry_timeout = 1  # someone else may make it, and no listing would tell
+        self._outdated: dict[int, trio.Event] = {}  # inodes whose pages the kernel is about to forget
         self._read = session.read_view if isinstance(session, PersistedSession) else session.read
         session.invalidate = self._changed_elsewhere
 
@@ -106,7 +107,23 @@ class Operations(pyfuse3.Operations):
         for parent, name in names:
             pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
         if inos:
-            self.session.spawn(trio.to_thread.run_sync, _forget_pages, inos)
+            forgotten = trio.Event()
+            self._outdated.update(dict.fromkeys(inos, forgotten))
+            self.session.spawn(self._forget, inos, forgotten)
+
+    async def _forget(self, inos: list[int], forgotten: trio.Event) -> None:
+        try:
+            await trio.to_thread.run_sync(_forget_pages, inos)
+        finally:
+            for ino in inos:
+                if self._outdated.get(ino) is forgotten:
+                    del self._outdated[ino]
+            forgotten.set()
+
+    async def _forgotten(self, ino: int) -> None:
+        """Before the kernel is told a file's new size, or opens it, it has no old pages: it would show both as one."""
+        while ino in self._outdated:
+            await self._outdated[ino].wait()
 
     async def _room_comes(self) -> bool:
         """Was an inode without a name given back just now? The kernel lets go of a deleted file a moment after its
@@ -177,6 +194,8 @@ class Operations(pyfuse3.Operations):
             inode = found
         if inode.remote:
             await self.session.settle(inode)
+        if self._outdated:
+            await self._forgotten(inode.ino)
         return self._entry(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -232,6 +251,8 @@ class Operations(pyfuse3.Operations):
         found = self.session.getattr(inode)
         if found.remote:
             await self.session.settle(found)
+        if self._outdated:
+            await self._forgotten(inode)
         return self._attributes(found)
 
     @_answered
@@ -311,6 +332,8 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        if self._outdated:
+            await self._forgotten(inode)
         await self.session.open_file(inode, flags, ctx)
         return FileInfo(fh=inode, keep_cache=True)
 
