@@ -98,10 +98,9 @@ class Keeper:
         while self._kept:
             dues = [kept.due for kept in self._kept.values() if kept.due is not None]
             timeout = max(0.0, min(dues) - time.monotonic()) if dues else None
-            ready = self._selector.select(timeout)
-            for key, _ in sorted(
-                ready, key=lambda event: event[0].fileobj is not adoptions
-            ):  # who was adopted is not replaced
+            ready = [key for key, _ in self._selector.select(timeout)]
+            ready.sort(key=lambda key: key.fileobj is not adoptions)  # first, for who was adopted is not replaced
+            for key in ready:
                 if key.fileobj in self._selector.get_map():
                     key.data()
             for kept in list(self._kept.values()):
@@ -199,13 +198,8 @@ class Keeper:
     def _reply(self, kept: Kept, call: Call) -> tuple[Reply, tuple[int, ...]]:
         if call.name == "descriptor":
             start = msgspec.to_builtins(kept.start)
-            about = {
-                "supervised": False,
-                "pid": os.getpid(),
-                "start": start,
-                "asleep": True,
-                "died": kept.due is not None,
-            }
+            died = kept.due is not None
+            about = {"supervised": False, "pid": os.getpid(), "start": start, "asleep": True, "died": died}
             return Reply(call.id, about), (kept.fd,)
         if call.name in ("adopt", "supervisor"):
             return Reply(call.id), ()

@@ -108,6 +108,7 @@ class Notes:
             self.fresh.discard(ino)
 
     def note_all(self) -> None:
+        """Compare everything: at the start, and when what goes where is another now."""
         self._names.append((self.namespace.root.ino, b""))
         self._wake()
 

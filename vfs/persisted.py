@@ -94,7 +94,7 @@ class PersistedSession(Annotated):
             await self._take_up()
         for description in self.descriptions:
             self.spawn(description.run)
-        self.writeback.note_all()
+        self.writeback.notes.note_all()
         self._nursery.start_soon(self.writeback.run)
         self._nursery.start_soon(self.listing.run)
 
@@ -143,7 +143,7 @@ class PersistedSession(Annotated):
         before = self.policy
         super().apply(policy)
         if (policy.hidden, policy.local_only) != (before.hidden, before.local_only):
-            self.writeback.note_all()
+            self.writeback.notes.note_all()
         if policy.cache_bytes != before.cache_bytes:
             self.cache.limited()
         self.listing.interval_changed.set()
@@ -176,7 +176,7 @@ class PersistedSession(Annotated):
             await description.begin(fresh=True)
         self.routes.add(route)
         make_base(self, route)
-        self.writeback.note_all()
+        self.writeback.notes.note_all()
         if description is not None:
             self.descriptions.append(description)
         found = await self.listing.once()

@@ -57,10 +57,6 @@ class WriteBack:
         self._expanding = False
         self._wake = trio.Event()
 
-    def note_all(self) -> None:
-        """Compare everything: at the start, and when a route was added."""
-        self.notes.note_all()
-
     def note_path(self, path: bytes) -> None:
         """Compare this path."""
         self._mark(path)

@@ -62,9 +62,7 @@ class Stage:
         client = self.server.client()
         found = client.list_objects_v2(Bucket=self.bucket, Prefix=PREFIX + name).get("Contents", [])
         keys = [one["Key"] for one in found if "/.mount-session/" not in one["Key"]]
-        return {
-            key.removeprefix(PREFIX): client.get_object(Bucket=self.bucket, Key=key)["Body"].read() for key in keys
-        }
+        return {key.removeprefix(PREFIX): client.get_object(Bucket=self.bucket, Key=key)["Body"].read() for key in keys}
 
     def versions(self, name: str) -> list[str]:
         """The ETags of everything that was ever stored under the name."""

@@ -250,6 +250,7 @@ class Model(Peers):
     def compact(self) -> None:
         image.compact(self.session.directory, self.call(self.session.journal.rotate))
 
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a directory needs root for chown, mknod and trusted xattrs")
 
 TestModel = needs_root(Model.TestCase)

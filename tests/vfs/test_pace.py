@@ -3,6 +3,8 @@ waits for it."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import trio
@@ -26,18 +28,24 @@ class Programs:
             await trio.sleep(0.005)
 
 
-async def test_write_back_waits_for_a_lull_and_begins_with_it(tmp_path: Path, autojump_clock: MockClock) -> None:
+@contextlib.asynccontextmanager
+async def busy(directory: Path, seconds: float) -> AsyncIterator[tuple[Session, Shelf]]:
+    """A session and its shelf, with programs at work in it for so long, or until the block ends."""
     shelf = Shelf()
-    async with Session.open("s", tmp_path, routes=routes(shelf)) as session:
-        programs = Programs(session)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(programs.work, 5)
-            await trio.sleep(0.1)
-            for n in range(100):
-                await put(session, f"{n}", b"x")
-            await trio.sleep(4.8)
-            assert shelf.calls == []
-        await trio.sleep(0.2)
+    async with Session.open("s", directory, routes=routes(shelf)) as session, trio.open_nursery() as nursery:
+        nursery.start_soon(Programs(session).work, seconds)
+        await trio.sleep(0.1)
+        yield session, shelf
+        nursery.cancel_scope.cancel()
+
+
+async def test_write_back_waits_for_a_lull_and_begins_with_it(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with busy(tmp_path, 5) as (session, shelf):
+        for n in range(100):
+            await put(session, f"{n}", b"x")
+        await trio.sleep(4.8)
+        assert shelf.calls == []
+        await trio.sleep(0.3)
         assert len(shelf.contents) == 100
 
 
@@ -56,45 +64,33 @@ async def test_a_single_file_is_not_kept_waiting_by_the_request_that_closed_it(
 async def test_what_has_waited_long_goes_out_a_little_at_a_time_though_there_is_no_lull(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    shelf = Shelf()
-    async with Session.open("s", tmp_path, routes=routes(shelf)) as session:
-        programs = Programs(session)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(programs.work, 60)
-            await trio.sleep(0.1)
-            for n in range(400):
-                await put(session, f"{n}", b"x")
-            await trio.sleep(10.1)
-            begun = len(shelf.calls)
-            assert 0 < begun < 80
-            await trio.sleep(1)
-            assert begun + 100 < len(shelf.calls) < begun + 300
-            await trio.sleep(2)
-            assert len(shelf.contents) == 400
-            await put(session, "late", b"x")  # all was done: it has the same patience again
-            await trio.sleep(9)
-            assert "/late" not in shelf.contents
-            nursery.cancel_scope.cancel()
+    async with busy(tmp_path, 60) as (session, shelf):
+        for n in range(400):
+            await put(session, f"{n}", b"x")
+        await trio.sleep(10.1)
+        begun = len(shelf.calls)
+        assert 0 < begun < 80
+        await trio.sleep(1)
+        assert begun + 100 < len(shelf.calls) < begun + 300
+        await trio.sleep(2)
+        assert len(shelf.contents) == 400
+        await put(session, "late", b"x")  # all was done: it has the same patience again
+        await trio.sleep(9)
+        assert "/late" not in shelf.contents
 
 
 async def test_who_waits_for_write_back_itself_does_not_wait_for_a_lull(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    shelf = Shelf()
-    async with Session.open("s", tmp_path, routes=routes(shelf)) as session:
-        programs = Programs(session)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(programs.work, 60)
-            await trio.sleep(0.1)
-            for n in range(200):
-                await put(session, f"{n}", b"x")
-            await trio.sleep(1)
-            assert shelf.calls == []
-            began = trio.current_time()
-            receipt = await session.sync()
-            assert receipt.pending == 0 and len(shelf.contents) == 200
-            assert trio.current_time() < began + 1
-            nursery.cancel_scope.cancel()
+    async with busy(tmp_path, 60) as (session, shelf):
+        for n in range(200):
+            await put(session, f"{n}", b"x")
+        await trio.sleep(1)
+        assert shelf.calls == []
+        began = trio.current_time()
+        receipt = await session.sync()
+        assert receipt.pending == 0 and len(shelf.contents) == 200
+        assert trio.current_time() < began + 1
 
 
 async def test_a_program_that_writes_without_a_mount_has_the_same_peace(
