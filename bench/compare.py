@@ -103,7 +103,7 @@ def new_ext4(image: Path) -> Iterator[Path]:
         file.truncate(SPACE)
     try:
         subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
-        loop = ["losetup", "--find", "--show", "--direct-io=on", image]
+        loop = ["losetup", "--find", "--show", "--direct-io=on", str(image)]
         device = subprocess.run(loop, check=True, capture_output=True, text=True).stdout.strip()
         try:
             subprocess.run(["mount", device, directory], check=True)

@@ -35,16 +35,14 @@ class Cache:
 
     def __init__(self, session: PersistedSession) -> None:
         self.session = session
+        self.limit = session.policy.cache_bytes
         self.used = 0
         self._counted = False
         self._sizes: OrderedDict[int, int] = OrderedDict()  # least recently used first
 
-    @property
-    def limit(self) -> int | None:
-        return self.session.policy.cache_bytes
-
     def limited(self) -> None:
-        """There is another limit: without one nothing was counted."""
+        """The policy has another limit: without one nothing was counted."""
+        self.limit = self.session.policy.cache_bytes
         self._counted = False
 
     async def shrink(self) -> None:

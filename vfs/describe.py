@@ -36,7 +36,7 @@ from vfs.routes import Route
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
 
-__all__ = ["Describe"]
+__all__ = ["Describe", "describe"]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,14 @@ QUIET, LONGEST = 3.0, 30.0  # seconds without a change before it is saved; with 
 SLICE = 1000
 TRIES = 5
 REMEMBERED = "described.json"  # in the state directory: the version of each route's description that is known here
+
+
+def describe(session: PersistedSession, route: Route) -> Describe | None:
+    """For a route whose persistence keeps images."""
+    persistence = route.persistence
+    if persistence is None or not {"on_load_image", "on_save_image"} <= persistence.can:
+        return None
+    return Describe(session, route, persistence)
 
 
 class Describe:

@@ -14,7 +14,7 @@ from typing import Any
 from vfs.errors import error
 from vfs.inode import Dentry, Inode
 from vfs.policy import Policy
-from vfs.routes import Place, Route, Routes
+from vfs.routes import Place, Routes
 from vfs.rules import Changes
 from vfs.session import Session
 from vfs.tree import Caller
@@ -26,8 +26,6 @@ class Guarded(Session):
     def __init__(self, *arguments: Any, routes: Routes, **others: Any) -> None:
         super().__init__(*arguments, **others)
         self.routes = routes
-        self._generation = -1
-        self._plain = False
 
     def apply(self, policy: Policy) -> None:
         """The session's own globs are the policy's from the first change of them on."""
@@ -66,14 +64,6 @@ class Guarded(Session):
         """What holds for a directory; ENOENT for one that was removed."""
         return self.routes.for_path(self.namespace.parts(self.namespace.directory(ino)), True)
 
-    @property
-    def _unguarded(self) -> bool:
-        if self._generation != self.routes.generation:
-            self._generation = self.routes.generation
-            routes: list[Route] = list(self.routes)
-            self._plain = len(routes) < 2 and not self.routes.hides and not any(route.read_only for route in routes)
-        return self._plain
-
     # ---- what may be done
 
     def _check(self, parent: int, name: bytes, is_directory: bool = False) -> Place:
@@ -105,12 +95,12 @@ class Guarded(Session):
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         inode = super().lookup(parent, name)
-        if not self._unguarded and self._is_hidden(parent, name):
+        if self.routes.guards and self._is_hidden(parent, name):
             raise error(errno.ENOENT, name)
         return inode
 
     def readdir(self, ino: int, after: int) -> Iterator[Dentry]:
-        if self._unguarded or not self.namespace.inode(ino).nlink:
+        if not self.routes.guards or not self.namespace.inode(ino).nlink:
             yield from super().readdir(ino, after)
             return
         place = self._directory(ino)
@@ -121,27 +111,27 @@ class Guarded(Session):
     def mknod(
         self, parent: int, name: bytes, mode: int, caller: Caller, *, rdev: int = 0, target: bytes = b""
     ) -> Inode:
-        if not self._unguarded:
+        if self.routes.guards:
             self._check(parent, name, mode & 0o170000 == 0o040000)
         return super().mknod(parent, name, mode, caller, rdev=rdev, target=target)
 
     def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
-        if not self._unguarded:
+        if self.routes.guards:
             self._check(parent, name)
         return super().link(ino, parent, name, caller)
 
     def publish(self, ino: int, parent: int, name: bytes, caller: Caller) -> None:
-        if not self._unguarded:
+        if self.routes.guards:
             self._check(parent, name)
         super().publish(ino, parent, name, caller)
 
     def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
-        if not self._unguarded:
+        if self.routes.guards:
             self._check(parent, name)
         super().unlink(parent, name, caller)
 
     def rmdir(self, parent: int, name: bytes, caller: Caller) -> None:
-        if not self._unguarded:
+        if self.routes.guards:
             self._check(parent, name, True)
         super().rmdir(parent, name, caller)
 
@@ -149,7 +139,7 @@ class Guarded(Session):
         self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
     ) -> None:
         """EXDEV for a directory that would change its route, or has another one inside: rename(2)'s callers copy."""
-        if not self._unguarded:
+        if self.routes.guards:
             inode = super().lookup(old_parent, old_name)
             is_directory = inode.is_dir
             old = self._check(old_parent, old_name, is_directory)
@@ -170,13 +160,17 @@ class Guarded(Session):
         bases = [os.fsencode(route.base) for route in self.routes if route.base]
         return any(base == path or base.startswith(path + b"/") for base in bases)
 
-    async def setattr(self, ino: int, changes: Changes, caller: Caller) -> Inode:
-        if not self._unguarded:
-            self._check_inode(ino)
+    def setattr(self, ino: int, changes: Changes, caller: Caller) -> Coroutine[Any, Any, Inode]:
+        if self.routes.guards:
+            return self._setattr_guarded(ino, changes, caller)
+        return super().setattr(ino, changes, caller)
+
+    async def _setattr_guarded(self, ino: int, changes: Changes, caller: Caller) -> Inode:
+        self._check_inode(ino)
         return await super().setattr(ino, changes, caller)
 
     def open_file(self, ino: int, flags: int, caller: Caller) -> Coroutine[Any, Any, None]:
-        if self._unguarded or flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
+        if not self.routes.guards or flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
             return super().open_file(ino, flags, caller)  # each frame on the way would cost a request a microsecond
         return self._open_guarded(ino, flags, caller)
 
@@ -185,20 +179,20 @@ class Guarded(Session):
         await super().open_file(ino, flags, caller)
 
     def write(self, ino: int, offset: int, data: bytes) -> Coroutine[Any, Any, int]:
-        if self._unguarded:
-            return super().write(ino, offset, data)
-        return self._write_guarded(ino, offset, data)
+        if self.routes.guards:
+            return self._write_guarded(ino, offset, data)
+        return super().write(ino, offset, data)
 
     async def _write_guarded(self, ino: int, offset: int, data: bytes) -> int:
         self._check_inode(ino)
         return await super().write(ino, offset, data)
 
     def setxattr(self, ino: int, name: bytes, value: bytes, caller: Caller) -> None:
-        if not self._unguarded:
+        if self.routes.guards:
             self._check_inode(ino)
         super().setxattr(ino, name, value, caller)
 
     def removexattr(self, ino: int, name: bytes, caller: Caller) -> None:
-        if not self._unguarded:
+        if self.routes.guards:
             self._check_inode(ino)
         super().removexattr(ino, name, caller)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from vfs.inode import Inode
-from vfs.records import Dirty, Link, Make, Reclaim, Record, Rename, Unlink
+from vfs.records import Dirty, Link, Make, Reclaim, Rename, Unlink
 
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
@@ -48,10 +48,11 @@ class Notes:
         self.fresh: set[int] = set()
         self.count = 0  # changes told so far
         self._wake = wake
+        self._now = trio.lowlevel.current_clock().current_time
         self._names: deque[tuple[int, bytes]] = deque()
         self._inodes: dict[int, None] = {}
         self._steps = 0
-        self._takers: dict[type, Callable[[Any], None]] = {
+        self.takers: dict[type, Callable[[Any], None]] = {
             Make: self._made,
             Link: self._named,
             Unlink: self._named,
@@ -63,19 +64,13 @@ class Notes:
     def __bool__(self) -> bool:
         return bool(self._names or self._inodes)
 
-    # ---- what the session tells (Observer)
-
-    def committed(self, record: Record, inode: Inode | None) -> None:
-        take = self._takers.get(type(record))
-        if take is not None:
-            self.count += 1
-            take(record)
+    # ---- what the session tells: `takers` by a record's kind, and these
 
     def written(self, inode: Inode) -> None:
         self.count += 1
         writes = self.writes.get(inode.ino)
         if writes is not None:
-            writes.last = trio.current_time()
+            writes.last = self._now()
 
     def released(self, inode: Inode) -> None:
         if inode.ino in self.fresh:
@@ -83,22 +78,26 @@ class Notes:
             self._wake()
 
     def _named(self, record: Link | Unlink) -> None:
+        self.count += 1
         self._names.append((record.parent, record.name))
         self._wake()
 
     def _made(self, record: Make) -> None:
+        self.count += 1
         if stat.S_ISREG(record.mode):
             self.fresh.add(record.ino)
             self._inodes[record.ino] = None
             self._wake()
 
     def _renamed(self, record: Rename) -> None:
+        self.count += 1
         self._names.append((record.old_parent, record.old_name))
         self._names.append((record.new_parent, record.new_name))
         self._wake()
 
     def _dirty(self, record: Dirty) -> None:
-        self.writes[record.ino] = Writes(trio.current_time())
+        self.count += 1
+        self.writes[record.ino] = Writes(self._now())
         self._inodes[record.ino] = None
         self._wake()
 

@@ -25,12 +25,15 @@ _SAYS_NOTHING = frozenset({Evicted, Hydrated, Reclaim, Storing})
 class Parts:
     def __init__(self, session: PersistedSession) -> None:
         self.session = session
-        self._cache = session.cache
-        self._notes = session.writeback.notes
+        self._notes = notes = session.writeback.notes
+        self._noted = notes.takers
+        self.written = notes.written
 
     def committed(self, record: Record, inode: Inode | None) -> None:
         session, kind = self.session, type(record)
-        self._notes.committed(record, inode)
+        note = self._noted.get(kind)
+        if note is not None:
+            note(record)
         if kind in _INWARD:
             session.hydration.committed(record, inode)
             session.cache.committed(record, inode)
@@ -38,11 +41,6 @@ class Parts:
         if session.descriptions and kind not in _SAYS_NOTHING:
             for description in session.descriptions:
                 description.changed()
-
-    def written(self, inode: Inode) -> None:
-        self._notes.written(inode)
-        if self._cache.limit is not None:
-            self._cache.touch(inode)
 
     def released(self, inode: Inode) -> None:
         self._notes.released(inode)

@@ -23,7 +23,7 @@ from vfs.annotated import Annotated
 from vfs.barrier import barrier, persisted
 from vfs.cache import Cache
 from vfs.content import Content
-from vfs.describe import Describe
+from vfs.describe import describe
 from vfs.description import Row
 from vfs.errors import error
 from vfs.fileref import FileRef
@@ -76,8 +76,9 @@ class PersistedSession(Annotated):
         self.listing = Refresh(self)
         self._sizes = Sizes(self)
         self.observers.append(Parts(self))
-        self.descriptions = [found for route in routes if (found := _description(self, route)) is not None]
+        self.descriptions = [found for route in routes if (found := describe(self, route)) is not None]
         self.leaving = False
+        self.unlisted = routes.unlisted
         self._frozen: dict[int, trio.Event] = {}
         self._stored: dict[bytes, StoredFile] = {}
 
@@ -167,14 +168,14 @@ class PersistedSession(Annotated):
         if elsewhere:
             why = f"it has {len(elsewhere)} files that are kept elsewhere; move them away first, and back afterwards"
             raise error(errno.ENOTEMPTY, route.base or "/", why)
-        persistence = route.persistence
-        if persistence is not None and "on_list" in persistence.can:
-            await persistence.list()
-        description = _description(self, route)
+        if route.persistence is not None and "on_list" in route.persistence.can:
+            await route.persistence.list()
+        description = describe(self, route)
         before = frozenset(self.namespace.inodes)
         if description is not None:
             await description.begin(fresh=True)
         self.routes.add(route)
+        self.unlisted = self.routes.unlisted
         make_base(self, route)
         self.writeback.notes.note_all()
         if description is not None:
@@ -267,10 +268,6 @@ class PersistedSession(Annotated):
             adopt(self, [ref])
         return self.at(path)
 
-    @property
-    def unlisted(self) -> bool:
-        return any(route.persistence is not None and route.persistence.is_asked_by_name for route in self.routes)
-
     async def settle(self, inode: Inode) -> None:
         await self.hydration.settle(inode)
 
@@ -325,20 +322,30 @@ class PersistedSession(Annotated):
         if inode.remote and inode.is_file and not self.read_only:
             await self.hydration.before_write(inode, offset, len(data))
             taken = await super().write(ino, offset, data)
-            return self.hydration.after_write(inode, offset, len(data), taken)
-        return await super().write(ino, offset, data)
+            taken = self.hydration.after_write(inode, offset, len(data), taken)
+        else:
+            taken = await super().write(ino, offset, data)
+        if self.cache.limit is not None:
+            self.cache.touch(inode)
+        return taken
 
-    async def setattr(self, ino: int, changes: Changes, caller: Caller) -> Inode:
+    def setattr(self, ino: int, changes: Changes, caller: Caller) -> Coroutine[Any, Any, Inode]:
         if changes.size is not None:
-            while ino in self._frozen:
-                await self._frozen[ino].wait()
-            await self.hydration.fills.over(ino)
-            inode = self.namespace.inode(ino)
-            if inode.remote and inode.is_file and not self.read_only:
-                self.hydration.before_truncate(inode)
+            return self._truncate(ino, changes, caller)
+        return super().setattr(ino, changes, caller)
+
+    async def _truncate(self, ino: int, changes: Changes, caller: Caller) -> Inode:
+        while ino in self._frozen:
+            await self._frozen[ino].wait()
+        await self.hydration.fills.over(ino)
+        inode = self.namespace.inode(ino)
+        if inode.remote and inode.is_file and not self.read_only:
+            self.hydration.before_truncate(inode)
         inode = await super().setattr(ino, changes, caller)
-        if changes.size is not None and inode.remote:
+        if inode.remote:
             self.hydration.truncated(inode)
+        if self.cache.limit is not None:
+            self.cache.touch(inode)
         return inode
 
     # ---- durability
@@ -391,10 +398,3 @@ class PersistedSession(Annotated):
             {os.fsdecode(path): file for path, file in self._stored.items()},
             reasons,
         )
-
-
-def _description(session: PersistedSession, route: Route) -> Describe | None:
-    persistence = route.persistence
-    if persistence is None or not {"on_load_image", "on_save_image"} <= persistence.can:
-        return None
-    return Describe(session, route, persistence)

@@ -9,7 +9,7 @@ those of the whole session are anchored at its root and hold everywhere. A hidde
 
 A `Place` is what holds for one path. Places are few: paths that are treated alike, all below them included, have the
 same one, and each remembers the names that were asked for in it. So a step of a walk costs a fifth of a microsecond,
-and nothing at all needs to be kept for each path. Places from before an `add` are stale; `generation` counts those.
+and nothing at all needs to be kept for each path. Places from before an `add` are stale.
 """
 
 from __future__ import annotations
@@ -115,28 +115,26 @@ class _Entered:
 
 
 class Routes:
-    """All routes of one session. `hidden` and `local_only` are the session's own globs."""
+    """All routes of one session. `hidden` and `local_only` are the session's own globs.
+
+    `guards`: a request is to be looked at, for a name may be hidden, a route read-only, or another route's border near.
+    `unlisted`: a persistence may have files that no listing tells.
+    """
 
     def __init__(
         self, routes: Iterable[Route] = (), *, hidden: Iterable[str] = (), local_only: Iterable[str] = ()
     ) -> None:
-        self.generation = 0
         self._hidden = Globs(hidden)
         self._local_only = Globs(local_only)
         self._top = _Node()
         self._entered: dict[str, _Entered] = {}
         self._unrouted = _Entered(Route(), Globs(), Globs())
-        self._forget()
+        self._changed()
         for route in routes:
             self.add(route)
 
     def __iter__(self) -> Iterator[Route]:
         return iter([entered.route for entered in self._entered.values()])
-
-    @property
-    def hides(self) -> bool:
-        """Whether any glob hides anything."""
-        return bool(self._hidden) or any(entered.hidden for entered in self._entered.values())
 
     def add(self, route: Route) -> None:
         """Also while the session is in use. ValueError if there is a route with this base, or a glob is no glob."""
@@ -147,13 +145,19 @@ class Routes:
         for name in route.base.split("/") if route.base else ():
             node = node.children.setdefault(name, _Node())
         node.entered = self._entered[route.base] = entered
-        self.generation += 1
-        self._forget()
+        self._changed()
 
     def govern(self, hidden: Iterable[str], local_only: Iterable[str]) -> None:
         """Other globs of the session's own, also while it is in use. ValueError for what is no glob."""
         self._hidden, self._local_only = Globs(hidden), Globs(local_only)
-        self.generation += 1
+        self._changed()
+
+    def _changed(self) -> None:
+        entered = self._entered.values()
+        hides = bool(self._hidden) or any(one.hidden for one in entered)
+        self.guards = hides or len(entered) > 1 or any(one.route.read_only for one in entered)
+        persistences = [one.route.persistence for one in entered if one.route.persistence is not None]
+        self.unlisted = any(persistence.is_asked_by_name for persistence in persistences)
         self._forget()
 
     def for_path(self, parts: Iterable[bytes], is_directory: bool = False) -> Place:
