@@ -96,6 +96,10 @@ class EmbeddedMount:
         """All that was done before is persisted, or OSError says why it is not. Blocks; `synced` does not."""
         return msgspec.convert(self._ask("sync"), Receipt)
 
+    def refresh(self) -> Refreshed:
+        """What others changed in the persistences appears now: how many files. Blocks, as `sync`."""
+        return msgspec.convert(self._ask("refresh"), Refreshed)
+
     def add_route(self, route: RouteConfig) -> Refreshed:
         """One directory is kept elsewhere from now on; how many files appeared. Blocks, as `sync`."""
         return msgspec.convert(self._ask("route", route=msgspec.to_builtins(route)), Refreshed)

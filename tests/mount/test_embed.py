@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 import trio
 
 from mount.embed import RouteConfig, mounted
+from vfs.blockmap import BLOCK
 from vfs.callbacks import Context
+from vfs.errors import Conflict
 from vfs.fileref import FileRef
 
 pytestmark = pytest.mark.mount
@@ -67,6 +71,58 @@ def test_a_synchronous_program_mounts_in_three_lines(places: dict[str, Any]) -> 
     assert session.receipt is not None
     assert session.receipt.pending == 0
     assert not places["mountpoint"].is_mount()
+
+
+class Versions:
+    """One file, read by ranges of one version. Who asks for bytes of `held` waits until it is let go."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.version = content, 1
+        self.held = range(0)
+        self.asked, self.let_go = threading.Event(), threading.Event()
+
+    def on_list(self, scope: Any, context: Context) -> list[FileRef]:
+        made = datetime.now(UTC)
+        return [FileRef(path="/file", size=len(self.content), version=str(self.version), created_at=made)]
+
+    def on_read_range(self, scope: Any, path: str, offset: int, size: int, context: Context) -> bytes:
+        if offset in self.held:
+            self.asked.set()
+            assert self.let_go.wait(30)
+        if context["if_version"] != str(self.version):
+            raise Conflict(path, str(self.version))
+        return self.content[offset : offset + size]
+
+
+def test_who_opens_a_file_that_changed_elsewhere_sees_no_page_of_the_old_one(places: dict[str, Any]) -> None:
+    """The kernel forgets pages in their order, and waits at one that is being read. Those behind it are old so long."""
+    last, end = 8 * BLOCK - 4096, 8 * BLOCK
+    store = Versions(b"o" * end)
+    seen: dict[str, bytes] = {}
+
+    def look(who: str, offset: int) -> None:
+        with (places["mountpoint"] / "file").open("rb", buffering=0) as file:
+            seen[who] = os.pread(file.fileno(), 4096, offset)
+
+    def begin(who: str, offset: int) -> threading.Thread:
+        thread = threading.Thread(target=look, args=(who, offset))
+        thread.start()
+        return thread
+
+    with mounted("s", **places, callbacks=store) as session:
+        look("before", last)
+        store.held = range(2 * BLOCK, 4 * BLOCK)
+        slow = begin("meanwhile", 3 * BLOCK)
+        assert store.asked.wait(30)
+        store.content, store.version = b"n" * (end + 4096), 2
+        assert session.refresh().changed == 1
+        quick = begin("after", last)
+        quick.join(0.5)
+        store.let_go.set()
+        slow.join(30)
+        quick.join(30)
+        assert (session.path / "file").read_bytes() == store.content
+    assert seen == {"before": b"o" * 4096, "meanwhile": b"n" * 4096, "after": b"n" * 4096}
 
 
 def test_asyncio_callbacks_run_in_the_loop_that_mounted(places: dict[str, Any]) -> None:
