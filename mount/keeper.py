@@ -158,10 +158,11 @@ class Keeper:
 
     def _open_door(self, kept: Kept) -> None:
         """Be where a new supervisor looks for the session's worker."""
+        door = Rendezvous(kept.start.config.directory)
         try:
-            door = Rendezvous(kept.start.config.directory)
-            door.__enter__()
+            door.bind()
         except OSError as error:
+            door.sock.close()
             log.error("%s: a new supervisor cannot find this session: %s", kept.session, error)
             return
         self._doors[kept.session] = door
@@ -173,7 +174,7 @@ class Keeper:
         door = self._doors.pop(kept.session, None)
         if door is not None:
             self._selector.unregister(door.sock)
-            door.__exit__(None, None, None)
+            door.close()
 
     def _open(self, kept: Kept, door: socket.socket) -> None:
         peer, _ = door.accept()

@@ -22,24 +22,30 @@ NAME: Final = "worker.sock"
 
 
 class Rendezvous:
-    """The worker's side: a listening socket for as long as the block lasts."""
+    """The worker's side: a socket that listens from `bind` to `close`, or for as long as the block lasts."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    def __enter__(self) -> Rendezvous:
+    def bind(self) -> None:
         """Whatever is there is a dead worker's: the session's lock is ours."""
         with short_path(self._directory / NAME) as path:
             bind_private(self.sock, path)
         self.sock.listen(8)
+
+    def close(self) -> None:
+        (self._directory / NAME).unlink(missing_ok=True)
+        self.sock.close()
+
+    def __enter__(self) -> Rendezvous:
+        self.bind()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        (self._directory / NAME).unlink(missing_ok=True)
-        self.sock.close()
+        self.close()
 
     async def listen(self, handler: Handler, adopted: Callable[[Channel], None]) -> None:
         """Serve everyone who connects. A peer that calls `adopt` becomes the supervisor: `adopted` is given its
