@@ -1,9 +1,10 @@
 """Pace: when write-back works, so that programs need not wait for it.
 
 One process answers requests and writes back; an untar with its uploads in between takes twice as long. So write-back
-works in the lulls: when no request has come for LULL. Programs that think, compile or wait leave many; a burst (untar,
-npm install, git checkout) leaves none until it is over. What has waited for PATIENCE goes out all the same, a few
-at a time, until nothing waits any more. Who waits for write-back itself (a barrier, an fsync, a full cache) is not
+works in the lulls: when no request has come for LULL. It begins with a few operations, for many lulls are over at once,
+and begins twice as many each time that the lull goes on. Programs that think, compile or wait leave many; a burst
+(untar, npm install, git checkout) leaves none until it is over. What has waited for PATIENCE goes out all the same, a
+few at a time, until nothing waits any more. Who waits for write-back itself (a barrier, an fsync, a full cache) is not
 kept waiting by this.
 
 `WriteBack` asks before each round.
@@ -31,26 +32,34 @@ class Pace:
         self._requests = requests
         self._is_urgent = is_urgent
         self._free_at = 0  # requests that had come when a lull was found
+        self._next = FEW
+        self.again_at = 0.0
+        """When a lull has gone on, for who has begun something and hears nothing of it."""
         self._since: float | None = None  # what is due has waited since then
 
-    @property
-    def is_lull(self) -> bool:
-        """Whether write-back may go on: no request has come since a `turn` found a lull."""
-        return self._requests() == self._free_at or self._is_urgent()
+    def more(self) -> int:
+        """How many operations write-back may begin now: none where a request has come since a `turn` found a lull."""
+        if self._is_urgent():
+            return ALL
+        if self._requests() != self._free_at:
+            return 0
+        most, self._next = self._next, min(2 * self._next, ALL)
+        self.again_at = trio.current_time() + LULL
+        return most
 
     async def turn(self) -> int:
         """Returns when it is write-back's turn: how many operations it may begin before it asks again."""
-        if self.is_lull:
-            return ALL
+        if most := self.more():
+            return most
         if self._since is None:
             self._since = trio.current_time()
         while True:
             before = self._requests()
             await trio.sleep(LULL)
             if self._requests() == before:
-                self._free_at = before
-            if self.is_lull:
-                return ALL
+                self._free_at, self._next = before, FEW
+            if most := self.more():
+                return most
             if trio.current_time() > self._since + PATIENCE:
                 return FEW
 

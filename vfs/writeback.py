@@ -25,7 +25,7 @@ from vfs.errors import Conflict
 from vfs.limit import Limit
 from vfs.notes import Notes
 from vfs.options import Options
-from vfs.pace import ALL, Pace
+from vfs.pace import Pace
 from vfs.pending import Pending, Queue
 from vfs.persistence import Persistence
 from vfs.transfer import Blocked, Transfer
@@ -129,7 +129,9 @@ class WriteBack:
 
     def _next(self) -> float:
         due = self.queue.next_due() if self.limit.free else None
-        return math.inf if due is None else due
+        if due is None or self.limit.urgent:
+            return math.inf if due is None else due
+        return max(due, self.pace.again_at)
 
     def _start_due(self, most: int) -> None:
         """Begin operations that are due, at most so many."""
@@ -222,8 +224,8 @@ class WriteBack:
         self._go_on()
 
     def _go_on(self) -> None:
-        if self.pace.is_lull:
-            self._start_due(ALL)
+        if most := self.pace.more():
+            self._start_due(most)
         self._wake.set()  # for the time of the next one
 
     async def _try(self, pending: Pending) -> None:

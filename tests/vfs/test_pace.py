@@ -11,14 +11,15 @@ import trio
 from trio.testing import MockClock
 
 from tests.vfs.shelf import Shelf, put, routes
+from vfs.options import Options
 from vfs.session import Session
 
 
 class Programs:
     """Requests that come one after another, as a mount counts them."""
 
-    def __init__(self, session: Session) -> None:
-        self.count = 0
+    def __init__(self, session: Session, count: int = 0) -> None:
+        self.count = count
         session.requests = lambda: self.count
 
     async def work(self, seconds: float) -> None:
@@ -47,6 +48,31 @@ async def test_write_back_waits_for_a_lull_and_begins_with_it(tmp_path: Path, au
         assert shelf.calls == []
         await trio.sleep(0.3)
         assert len(shelf.contents) == 100
+
+
+async def test_little_is_begun_in_a_lull_that_is_over_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with busy(tmp_path, 1) as (session, shelf):
+        shelf.delay = lambda: 0.02
+        for n in range(100):
+            await put(session, f"{n}", b"x")
+        while not shelf.at_once:  # noqa: ASYNC110 - the shelf is not told when a lull is found
+            await trio.sleep(0.001)
+        await Programs(session, 1_000_000).work(2)
+        assert shelf.most_at_once <= 8
+        assert len(shelf.contents) <= 8
+        await trio.sleep(1)
+        assert len(shelf.contents) == 100
+
+
+async def test_in_a_long_lull_as_much_is_under_way_as_the_persistence_bears(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with busy(tmp_path, 0) as (session, shelf):
+        shelf.delay = lambda: 10
+        for n in range(100):
+            await put(session, f"{n}", b"x")
+        await trio.sleep(1)
+        assert shelf.at_once == Options().concurrency
 
 
 async def test_a_single_file_is_not_kept_waiting_by_the_request_that_closed_it(
