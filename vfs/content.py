@@ -34,7 +34,7 @@ _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 def _grow_table(fd: int, size: int) -> None:
     """Have the kernel's table of our descriptors hold `size` of them from now on.
 
-    Where a process has threads each doubling waits for RCU: open(2) takes 8 to 65 ms then (measured), and with it all
+    Where a process has threads each doubling waits for RCU: open(2) takes 8 to 33 ms then (measured), and with it all
     requests.
     """
     os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, size - 1))
