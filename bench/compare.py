@@ -107,9 +107,11 @@ def new_ext4(image: Path) -> Iterator[Path]:
         device = subprocess.run(loop, check=True, capture_output=True, text=True).stdout.strip()
         try:
             subprocess.run(["mount", device, directory], check=True)
-            os.sync()  # or the disk below would still be freeing what the subject before has left
-            yield directory
-            subprocess.run(["umount", directory], check=True)
+            try:
+                os.sync()  # or the disk below would still be freeing what the subject before has left
+                yield directory
+            finally:
+                subprocess.run(["umount", directory], check=True)
         finally:
             subprocess.run(["losetup", "--detach", device], check=True)
     finally:
