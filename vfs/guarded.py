@@ -34,6 +34,10 @@ class Guarded(Session):
         if (policy.hidden, policy.local_only) != (before.hidden, before.local_only):
             self.routes.govern(policy.hidden, policy.local_only)
 
+    @property
+    def unlisted(self) -> bool:
+        return self.routes.unlisted
+
     # ---- where things are
 
     def at(self, path: bytes) -> Inode | None:

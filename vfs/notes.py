@@ -46,7 +46,7 @@ class Notes:
         self.namespace = session.namespace
         self.writes: dict[int, Writes] = {}
         self.fresh: set[int] = set()
-        self.count = 0  # changes told so far
+        self.count = 0  # changes told so far: `Parts` counts records, as it finds their takers
         self._wake = wake
         self._now = trio.lowlevel.current_clock().current_time
         self._names: deque[tuple[int, bytes]] = deque()
@@ -78,25 +78,21 @@ class Notes:
             self._wake()
 
     def _named(self, record: Link | Unlink) -> None:
-        self.count += 1
         self._names.append((record.parent, record.name))
         self._wake()
 
     def _made(self, record: Make) -> None:
-        self.count += 1
         if stat.S_ISREG(record.mode):
             self.fresh.add(record.ino)
             self._inodes[record.ino] = None
             self._wake()
 
     def _renamed(self, record: Rename) -> None:
-        self.count += 1
         self._names.append((record.old_parent, record.old_name))
         self._names.append((record.new_parent, record.new_name))
         self._wake()
 
     def _dirty(self, record: Dirty) -> None:
-        self.count += 1
         self.writes[record.ino] = Writes(self._now())
         self._inodes[record.ino] = None
         self._wake()

@@ -21,7 +21,7 @@ __all__ = ["Pace"]
 
 LULL = 0.04  # seconds; on a busy machine programs stand still for 20 ms in the middle of their work
 PATIENCE = 10.0  # seconds; as long as the default `max_wait` of an edit
-FEW = 8  # operations begun in each LULL when patience is over: some 5 % of the time of a fast persistence's session
+FEW = 8  # operations: at first in a lull; in each LULL when patience is over, some 5 % of a fast persistence's session
 ALL = sys.maxsize
 
 
@@ -32,13 +32,14 @@ class Pace:
         self._requests = requests
         self._is_urgent = is_urgent
         self._free_at = 0  # requests that had come when a lull was found
-        self._next = FEW
+        self._next = FEW  # operations that may begin when the lull has gone on
         self.again_at = 0.0
-        """When a lull has gone on, for who has begun something and hears nothing of it."""
+        """When to ask again where nothing that was begun has ended by then; by trio's clock."""
         self._since: float | None = None  # what is due has waited since then
 
     def more(self) -> int:
-        """How many operations write-back may begin now: none where a request has come since a `turn` found a lull."""
+        """How many operations write-back may begin now: twice as many as when it asked last, but none where a request
+        has come since a `turn` found a lull."""
         if self._is_urgent():
             return ALL
         if self._requests() != self._free_at:

@@ -33,6 +33,7 @@ class Parts:
         session, kind = self.session, type(record)
         note = self._noted.get(kind)
         if note is not None:
+            self._notes.count += 1
             note(record)
         if kind in _INWARD:
             session.hydration.committed(record, inode)

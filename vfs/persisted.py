@@ -78,7 +78,6 @@ class PersistedSession(Annotated):
         self.observers.append(Parts(self))
         self.descriptions = [found for route in routes if (found := describe(self, route)) is not None]
         self.leaving = False
-        self.unlisted = routes.unlisted
         self._frozen: dict[int, trio.Event] = {}
         self._stored: dict[bytes, StoredFile] = {}
 
@@ -175,7 +174,6 @@ class PersistedSession(Annotated):
         if description is not None:
             await description.begin(fresh=True)
         self.routes.add(route)
-        self.unlisted = self.routes.unlisted
         make_base(self, route)
         self.writeback.notes.note_all()
         if description is not None:

@@ -193,7 +193,9 @@ class Session(Tree):
         """The session by paths, for the program that has it open."""
         return Files(self)
 
-    unlisted = False  # whether a persistence may hold names that are not here, which only `find` finds
+    @property
+    def unlisted(self) -> bool:
+        return False  # whether a persistence may hold names that are not here, which only `find` finds
 
     async def find(self, parent: int, name: bytes) -> Inode | None:
         return None

@@ -129,9 +129,9 @@ class WriteBack:
 
     def _next(self) -> float:
         due = self.queue.next_due() if self.limit.free else None
-        if due is None or self.limit.urgent:
-            return math.inf if due is None else due
-        return max(due, self.pace.again_at)
+        if due is None:
+            return math.inf
+        return due if self.limit.urgent else max(due, self.pace.again_at)
 
     def _start_due(self, most: int) -> None:
         """Begin operations that are due, at most so many."""
