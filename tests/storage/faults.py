@@ -185,13 +185,16 @@ class FaultProxy:
                     return
 
     def _forward(self, raw: bytes) -> bytes:
-        """The server's whole answer; it closes the connection after it, because we ask it to."""
+        """The server's whole answer; it closes the connection after it, because we ask it to. Ours is kept alive."""
         with socket.create_connection(self._upstream, timeout=60) as server:
             server.sendall(raw)
             pieces: list[bytes] = []
             while piece := server.recv(1 << 20):
                 pieces.append(piece)
-        return b"".join(pieces)
+        head, separator, body = b"".join(pieces).partition(b"\r\n\r\n")
+        if b"\r\ncontent-length:" in head.lower():
+            head = re.sub(rb"(?i)\r\nconnection: close", b"", head)
+        return head + separator + body
 
 
 def _read_request(incoming: BinaryIO) -> tuple[Seen, bytes] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.storage.faults import FaultProxy
 from tests.storage.servers import Server
 from vfs.storage.endpoint import Endpoint, connect
 from vfs.storage.failures import AccessDenied, Unavailable
+from vfs.storage.plain import is_plain
 from vfs.storage.tigris import TigrisStorage
 
 WITH_KEYS = Endpoint(bucket="bucket", access_key_id="a", secret_access_key="s")
@@ -177,6 +179,27 @@ async def test_a_ca_of_ones_own_is_trusted_where_it_is_named(
     for attempt in (stranger.read("f"), stranger.on_list(None, {})):
         with pytest.raises(Unavailable):
             await attempt
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "plain"),
+    [
+        ("http://minio:9000", {}, True),
+        ("https://minio:9000", {}, False),
+        ("http://minio:9000", {"http_proxy": "http://proxy:3128"}, False),
+        ("http://minio:9000", {"http_proxy": "http://proxy:3128", "no_proxy": "minio"}, True),
+        ("http://minio:9000", {"https_proxy": "http://proxy:3128"}, True),
+        ("http://minio:9000", {"all_proxy": "http://proxy:3128"}, False),
+    ],
+)
+def test_sockets_of_our_own_are_for_http_without_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, url: str, environment: dict[str, str], plain: bool
+) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_plain(url) is plain
 
 
 @pytest.mark.s3

@@ -73,6 +73,23 @@ async def test_a_read_survives_a_passing_fault(proxy: FaultProxy, through: S3Sto
     assert [one.path for one in await through.on_list(None, {})] == ["f"]
 
 
+async def test_connections_that_the_server_has_closed_meanwhile_are_not_used(
+    proxy: FaultProxy, through: S3Storage
+) -> None:
+    await through.write("f", b"x" * 1000)
+
+    async def read() -> bytes:
+        return bytes(await through.on_read_range(None, "/f", 0, 10, {}))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(read)
+    proxy.down()
+    proxy.up()
+    assert await read() == b"x" * 10
+    assert through.bucket.counts["retries"] == 0
+
+
 @pytest.mark.parametrize("fault", PASSING, ids=named)
 async def test_a_write_survives_a_passing_fault_and_happens_once(
     proxy: FaultProxy, through: S3Storage, fault: Fault

@@ -33,7 +33,7 @@ from vfs.storage.failures import (
     explain,
     explain_answer,
 )
-from vfs.storage.plain import Plain
+from vfs.storage.plain import Plain, is_plain
 from vfs.storage.throttle import Budget, Throttle
 from vfs.storage.wire import Wire
 
@@ -110,6 +110,7 @@ class Bucket:
     async def _connect(self) -> Clients:
         clients = await trio.to_thread.run_sync(connect, self.endpoint)
         self._wire.carry(clients.boto)
+        self.plain_ranges = self.plain_ranges or is_plain(clients.url)
         return clients
 
     # One object

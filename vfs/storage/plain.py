@@ -1,14 +1,17 @@
-"""Plain: ranged reads of servers that obstore refuses, over sockets of our own.
+"""Plain: ranged reads over sockets of our own, where bytes come as they are: http, and no proxy.
 
-`rclone serve s3` answers a ranged read with the right bytes and status 200. boto3 reads that, at 3 ms of CPU a MiB in
-the loop that answers requests; here the bytes go from the socket into their buffer, in the thread that asked.
-`Bucket` calls this, and its rules hold here too: one request has one deadline, from connecting to the last byte."""
+The bytes go from the socket into their buffer, in the thread that asked; obstore's are gathered and copied first (1 GiB
+on the JuiceFS gateway: 1.4 s of CPU here, 2.0 to 4.8 by obstore). Over TLS obstore is better, which decrypts without
+the interpreter's lock; but `rclone serve s3` answers a ranged read with the right bytes and status 200, which obstore
+refuses, and that comes through here too. `Bucket` calls this, and its rules hold: one request has one deadline, from
+connecting to the last byte."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import io
+import select
 import socket
 import ssl
 import time
@@ -18,16 +21,24 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from vfs.storage.download import Blob, Span, nothing_there, same, version_of
 from vfs.storage.endpoint import Clients, Endpoint
 from vfs.storage.failures import Unavailable, explain_answer
 
-__all__ = ["Plain"]
+__all__ = ["Plain", "is_plain"]
 
 SIGNATURE_LIVES = 900
 HEAD_MAX = 64 << 10
 METADATA = "x-amz-meta-"
+
+
+def is_plain(url: str) -> bool:
+    """Whether the server at `url` is reached by http, and no proxy that the environment names is on the way."""
+    parts = urlsplit(url)
+    proxied = not getproxies().keys().isdisjoint({"http", "all"}) and not proxy_bypass(parts.netloc)
+    return parts.scheme == "http" and not proxied
 
 
 class _Said:
@@ -95,7 +106,9 @@ class Plain:
 
     def _connected(self, scheme: str, host: str, port: int | None) -> socket.socket:
         with contextlib.suppress(IndexError):
-            return self._idle.pop()
+            while not _is_silent(connection := self._idle.pop()):
+                connection.close()
+            return connection
         seconds = self._endpoint.connect_timeout
         connection = socket.create_connection((host, port or (443 if scheme == "https" else 80)), seconds)
         if scheme == "https":
@@ -104,6 +117,13 @@ class Plain:
                 context.load_verify_locations(self._endpoint.ca_file)
             connection = context.wrap_socket(connection, server_hostname=host)
         return connection
+
+
+def _is_silent(connection: socket.socket) -> bool:
+    """Whether nothing has come on an idle connection: what comes is the server's end of it, long before our use."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return not poll.poll(0)
 
 
 def _answer(connection: socket.socket, deadline: float) -> tuple[http.client.HTTPResponse, memoryview]:
