@@ -1,13 +1,15 @@
-"""A batch: what is pending for many paths, in one call of an `on_commit`, all or nothing.
+"""A batch: what is pending for many paths, in one call.
 
-Into it go writes of small files, moves and deletes that stand for themselves: moves first, then writes, then deletes,
-so no old path is deleted before its content is at the new one. A path that needs more care (content that has to be
-fetched first, a large file, a path that is the source of one and the target of another move) is left out and goes
-alone, by `transfer`.
+Into that of an `on_commit`, all or nothing, go writes of small files, moves and deletes that stand for themselves:
+moves first, then writes, then deletes, so no old path is deleted before its content is at the new one. Into that of an
+`on_write_many` go writes of still smaller files only, each of which is written or not. A path that needs more care
+(content that has to be fetched first, a large file, a path that is the source of one and the target of another move)
+is left out and goes alone, by `transfer`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -25,9 +27,10 @@ from vfs.remote import Entry
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
 
-__all__ = ["commit"]
+__all__ = ["LITTLE", "MANY", "commit", "write_many"]
 
 BYTES = 32 << 20  # of content in one batch
+MANY, LITTLE = 16, 64 << 10  # files of an on_write_many at most, and bytes of each
 
 
 class _Step(msgspec.Struct):
@@ -60,6 +63,30 @@ async def commit(session: PersistedSession, persistence: Persistence, paths: set
         else:
             _stored(session, step, ref)
     return {step.path for step in steps}
+
+
+async def write_many(session: PersistedSession, persistence: Persistence, paths: set[bytes]) -> set[bytes]:
+    """Write those that stand for themselves; the paths that were. They are claimed, all of them. Raises OSError."""
+    steps: list[_Step] = []
+    for path in sorted(paths):
+        want, held = session.writeback.transfer.desired(path), session.namespace.remote.get(path)
+        if want is None or want.remote or want.size > LITTLE or _is_needed(session, held, want):
+            continue
+        if all(other == path for other in session.namespace.remote.paths(want.ino)):  # else it may be moved
+            with contextlib.suppress(Torn):
+                async with capture(session, want) as captured:
+                    steps.append(_write(session, path, want, captured))
+    if not steps:
+        return set()
+    for step in steps:
+        session.commit(Storing(step.path, step.ino, step.generation, step.size, step.checksum))
+    failpoints.reach("batch.before-answer")
+    refs = await persistence.write_many([step.change for step in steps])
+    failpoints.reach("batch.before-record")
+    written = list(zip(steps, refs, strict=False))
+    for step, answered in written:
+        _stored(session, step, answered)
+    return {step.path for step, _ in written}
 
 
 def _stored(session: PersistedSession, step: _Step, ref: FileRef) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "OnStat",
     "OnWrite",
     "OnWriteFile",
+    "OnWriteMany",
     "Outcome",
     "discover",
     "load",
@@ -72,7 +73,7 @@ class Context(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of a batch (`on_commit`). `context` is what the single callback would have been given."""
+    """One of many changes (`on_commit`, `on_write_many`). `context` is what a call for it alone would be given."""
 
     kind: Literal["write", "delete", "move"]
     path: str
@@ -145,6 +146,15 @@ class OnWriteFile(Protocol):
     def on_write_file(self, scope: Any, path: str, file: BinaryIO, context: Context, /) -> MaybeAsync[Outcome]: ...
 
 
+class OnWriteMany(Protocol):
+    """Create or replace small files, for which calls of their own would be dear. Answers outcomes for the first of
+    them, as many as were written; the others are written one by one, which tells what is wrong with which."""
+
+    def on_write_many(
+        self, scope: Any, changes: Sequence[Change], context: Context, /
+    ) -> MaybeAsync[Sequence[Outcome]]: ...
+
+
 class OnCommit(Protocol):
     """Carry out a whole batch, in order, all or nothing. Answers one outcome for each change, or None for all."""
 
@@ -173,6 +183,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "on_read_range": ("scope", "path", "offset", "size", "context"),
     "on_write": ("scope", "path", "content", "context"),
     "on_write_file": ("scope", "path", "file", "context"),
+    "on_write_many": ("scope", "changes", "context"),
     "on_delete": ("scope", "path", "context"),
     "on_move": ("scope", "old", "new", "context"),
     "on_commit": ("scope", "changes", "context"),

@@ -41,6 +41,7 @@ POINTS = frozenset(
         "s3.image.saved",
         "s3.lease.before-renew",
         "s3.lease.renewed",
+        "s3.many.one-written",
         "s3.move.before-copy",
         "s3.move.copied",
         "s3.move.deleted",

@@ -228,6 +228,16 @@ class Persistence:
             for change, outcome in zip(changes, answer, strict=True)
         ]
 
+    async def write_many(self, changes: Sequence[Change], context: Context | None = None) -> Sequence[FileRef]:
+        """Write small files. Answers for the first of them what `write` would, as many as were written."""
+        size = sum(change.context.get("size", 0) for change in changes)
+        outward = [self._change(change) for change in changes]
+        answer = await self._call("on_write_many", changes[0].path, "write", context, outward, moving=size)
+        if not isinstance(answer, Sequence) or isinstance(answer, str | bytes) or len(answer) > len(changes):
+            raise self._caller.bad_answer("on_write_many", changes[0].path, f"at most {len(changes)} outcomes", answer)
+        written = zip(changes, answer, strict=False)
+        return [self._outcome("on_write_many", change.path, outcome, change.context) for change, outcome in written]
+
     async def load_image(self, context: Context | None = None) -> tuple[bytes, str] | None:
         answer = await self._call("on_load_image", "/", "load_image", context)
         match answer:

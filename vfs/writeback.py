@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vfs.batch import commit
+from vfs.batch import LITTLE, MANY, commit, write_many
 from vfs.capture import Torn
 from vfs.errors import Conflict
 from vfs.limit import Limit
@@ -137,6 +137,7 @@ class WriteBack:
         """Begin operations that are due, at most so many."""
         now = trio.current_time()
         batches: dict[Persistence, list[Pending]] = {}
+        crowd = min(most, len(self.queue)) // self.limit.value  # for each operation that may be in flight
         while most > 0 and self.limit.free and (pending := self.queue.pop(now)) is not None:
             if not self.transfer.differs(pending.path):
                 self._finish(pending)
@@ -149,24 +150,31 @@ class WriteBack:
                 self._blocked.setdefault(pending.path, set()).add(pending.path)
                 continue
             most -= 1
-            if (persistence := self._batched(pending)) is None:
+            if (found := self._batched(pending, crowd)) is None:
                 self._start(pending)
             else:
+                persistence, together = found
                 batch = batches.setdefault(persistence, [])
                 batch.append(pending)
                 self._begin(pending)
-                if len(batch) >= BATCH:
+                if len(batch) >= together:
                     self._start_batch(persistence, batches.pop(persistence))
         for persistence, batch in batches.items():
             self._start_batch(persistence, batch)
         self._report()
 
-    def _batched(self, pending: Pending) -> Persistence | None:
-        """The persistence that takes the path in a batch with others."""
+    def _batched(self, pending: Pending, crowd: int) -> tuple[Persistence, int] | None:
+        """The persistence that takes the path in a batch with others, and how many of them."""
         persistence = self.session.place(pending.path).persistence
-        if persistence is None or pending.alone or "on_commit" not in persistence.can:
+        if persistence is None or pending.alone:
             return None
-        return persistence
+        if "on_commit" in persistence.can:
+            return persistence, BATCH
+        if crowd > 1 and "on_write_many" in persistence.can:
+            inode = self.transfer.desired(pending.path)
+            if inode is not None and inode.size <= LITTLE:
+                return persistence, min(crowd, MANY)
+        return None
 
     def _start_batch(self, persistence: Persistence, batch: list[Pending]) -> None:
         self.limit.begin()
@@ -199,14 +207,15 @@ class WriteBack:
             self.notes.fresh.discard(inode.ino)
 
     async def _carry_out_batch(self, persistence: Persistence, batch: list[Pending]) -> None:
-        """Many paths in one transaction; what does not fit into one, or was in one that failed, goes alone."""
+        """Many paths in one call; what does not fit into one, or was in one that failed, goes alone."""
         epoch = self.epoch
+        carry_out = commit if "on_commit" in persistence.can else write_many
         try:
             for pending in batch:
                 inode = self.transfer.desired(pending.path)
                 if inode is not None:
                     self.notes.writes.pop(inode.ino, None)
-            done = await commit(self.session, persistence, {pending.path for pending in batch})
+            done = await carry_out(self.session, persistence, {pending.path for pending in batch})
             for pending in batch:
                 if pending.path in done:
                     self._succeeded(pending, epoch)

@@ -91,6 +91,9 @@ class Files:
                 outcomes.append(None)
         return outcomes
 
+    def on_write_many(self, scope: object, changes: list[Change], context: Context) -> list[object]:
+        return [self.on_write(scope, c.path, c.content(), c.context) for c in changes if "bad" not in c.path]
+
     def on_load_image(self, scope: object, context: Context) -> tuple[bytes, str] | None:
         return None if self.image is None else (self.image, 'ä"1')
 
@@ -170,6 +173,19 @@ async def test_a_batch_arrives_as_one_call_with_its_contents() -> None:
     assert one and two and three and none is None
     assert (one.version, two.version, three.path, three.version) == ("v7", f"v{2 << 20}", "new\udcff", "v1")
     assert target.files == {"/small": b"line\n{}", "/large": b"x" * (2 << 20), "/new\udcff": b"o"}
+
+
+async def test_many_small_files_arrive_as_one_call() -> None:
+    target = Files()
+    async with remote(target, "me") as files:
+        changes = [
+            Change("write", name, {"if_version": None}, file=io.BytesIO(b"1" * n)) for n, name in enumerate("abc")
+        ]
+        assert [ref.version for ref in await files.write_many(changes)] == ["v0", "v1", "v2"]
+        assert [scope for scope, _ in target.told] == ["me"] * 3
+        some = [Change("write", name, {}, file=io.BytesIO(b"x")) for name in ("d", "bad")]
+        [ref] = await files.write_many(some)
+    assert (ref.path, sorted(target.files)) == ("d", ["/a", "/b", "/c", "/d"])
 
 
 NAMES = st.binary(min_size=1, max_size=20).filter(lambda b: b not in (b".", b"..") and not {0, 47} & set(b))

@@ -1,8 +1,9 @@
 """A process that stores a session in S3, prints what its receipt promised, and dies on the way to the next one.
 
-    python -m tests.storage.killing URL BUCKET STATE POINT [copy]
+    python -m tests.storage.killing URL BUCKET STATE POINT [copy | many]
 
-`copy`: what it does last is a rename of a file whose copy goes in parts.
+`copy`: what it does last is a rename of a file whose copy goes in parts. `many`: it writes more small files than may be
+in flight.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from vfs.tree import KERNEL
 
 SESSION = "work"
 BIG = b"b" * ((17 << 20) + 5)  # two parts, and a third
+MANY = {f"many/{n}": b"%d" % n for n in range(100)}
 EDITED, NEW, NEW_BIG = b"edited", b"new", b"n" * len(BIG)
 
 
@@ -73,7 +75,7 @@ async def change(session: Session) -> None:
     await put(session, "new big", NEW_BIG)
 
 
-async def main(url: str, bucket: str, state: Path, point: str, copy: bool) -> None:
+async def main(url: str, bucket: str, state: Path, point: str, last: str) -> None:
     async with S3Storage(bucket, endpoint=url, region="us-east-1") as s3:
         await s3.init(SESSION)
         async with (
@@ -85,7 +87,10 @@ async def main(url: str, bucket: str, state: Path, point: str, copy: bool) -> No
             assert receipt.pending == 0
             print(json.dumps(await described(session)), flush=True)
             failpoints._armed = point
-            if copy:
+            if last == "many":
+                for path, content in MANY.items():
+                    await put(session, path, content)
+            elif last == "copy":
                 vars(objects)["COPY_AT_ONCE"] = 1 << 20
                 multipart.copy_in_parts.__defaults__ = (ANY, 5 << 20)
                 session.rename(1, b"big", 1, b"big here", 0, KERNEL)
@@ -98,4 +103,4 @@ async def main(url: str, bucket: str, state: Path, point: str, copy: bool) -> No
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4], "copy" in sys.argv[5:])
+    trio.run(main, sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4], "".join(sys.argv[5:]))

@@ -30,16 +30,17 @@ pytestmark = pytest.mark.s3
 
 ON_THE_WAY = sorted(point for point in POINTS if point.startswith(("s3.", "upload.", "move.", "delete.")))
 PARTS = [point for point in ON_THE_WAY if point.startswith("s3.multipart.")]
-CASES = [*((point, "") for point in ON_THE_WAY), *((point, "copy") for point in PARTS)]
+MANY = ["s3.many.one-written", "batch.before-record"]
+CASES = [*((point, "") for point in ON_THE_WAY if point not in MANY), *((point, "copy") for point in PARTS)]
 assert len(PARTS) == 3
 
 DIRECTORIES = {"renamed", "tree", "tree/deep"}
 
 
-def killed(server: Server, bucket: str, state: Path, point: str, copy: str) -> dict[str, list[Any]]:
+def killed(server: Server, bucket: str, state: Path, point: str, last: str) -> dict[str, list[Any]]:
     """What the receipt promised of a process that has died at the point; fails if it has not."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.storage.killing", server.url, bucket, state, point, *filter(None, [copy])],
+        [sys.executable, "-m", "tests.storage.killing", server.url, bucket, state, point, *filter(None, [last])],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET},
         capture_output=True,
@@ -98,3 +99,30 @@ async def test_what_a_receipt_named_is_there_from_an_empty_state(
             assert sha(await s3.read(path)) == left[path][3], path
     await s3.cleanup()
     assert moto.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+
+
+@pytest.mark.parametrize("point", MANY)
+async def test_of_many_small_files_none_is_lost_or_in_conflict(
+    moto: Server, open_s3: Open, tmp_path: Path, point: str
+) -> None:
+    bucket = moto.new_bucket()
+    promised = killed(moto, bucket, tmp_path / "here", point, "many")
+    there, here = tmp_path / "there", tmp_path / "here"
+    s3 = await open_s3(moto, bucket, read_patience=25.0)
+    async with (
+        sole_writer(s3, there / killing.SESSION, steal=True),
+        Session.open(killing.SESSION, there, routes=routes(s3)) as session,
+    ):
+        found = await killing.described(session)
+    stored = {path: entry[3] for path, entry in found.items() if path.startswith("many/")}
+    assert stored and all(inside == sha(killing.MANY[path]) for path, inside in stored.items())
+    assert promised.items() <= found.items()
+
+    s3 = await open_s3(moto, bucket)
+    async with (
+        sole_writer(s3, here / killing.SESSION, steal=True),
+        Session.open(killing.SESSION, here, routes=routes(s3)) as session,
+    ):
+        assert (await session.sync()).pending == 0
+    objects = {ref.path for ref in await s3.on_list(None, {})}
+    assert objects == {path for path, entry in promised.items() if stat.S_ISREG(entry[0])} | killing.MANY.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -156,6 +157,22 @@ class BigShelf(Shelf):
             content += piece
             await trio.sleep(self.delay())
         return await self.on_write(scope, path, bytes(content), context)
+
+
+class Crate(BigShelf):
+    """Small files come many at a time; the first that cannot be written ends it."""
+
+    async def on_write_many(self, scope: object, changes: Sequence[Change], context: Context) -> list[dict[str, str]]:
+        written: list[dict[str, str]] = []
+        with contextlib.suppress(OSError):
+            for change in changes:
+                written.append(await self.on_write(scope, change.path, change.content(), change.context))
+        self.crates.append((len(changes), len(written)))
+        return written
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crates: list[tuple[int, int]] = []  # how many came, and how many were written
 
 
 class Ledger(Shelf):

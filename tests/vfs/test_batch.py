@@ -1,4 +1,5 @@
-"""With an `on_commit` what is pending goes out in whole batches, each all or nothing."""
+"""With an `on_commit` what is pending goes out in whole batches, each all or nothing; with an `on_write_many` small
+files go out many at a time, each written or not."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 import trio
 from trio.testing import MockClock
 
-from tests.vfs.shelf import BigShelf, Ledger, put, routes
+from tests.vfs.shelf import BigShelf, Crate, Ledger, put, routes
 from vfs.options import Options
 from vfs.session import Session
 from vfs.tree import KERNEL
@@ -97,3 +98,110 @@ async def test_a_rename_whose_answer_was_lost_ends_in_one_more_look(tmp_path: Pa
             with trio.fail_after(600):
                 assert (await session.sync()).pending == 0
             assert f"/new{n}" in shelf.contents and f"/old{n}" not in shelf.contents
+
+
+def crated(tmp_path: Path, crate: Crate, concurrency: int = 4) -> Any:
+    options = Options(refresh_interval=None, concurrency=concurrency, max_concurrency=concurrency)
+    return Session.open("s", tmp_path, routes=routes(crate), options=options)
+
+
+async def test_small_files_go_many_at_a_time_where_more_wait_than_may_be_in_flight(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    crate = Crate()
+    crate.delay = lambda: 0.01
+    async with crated(tmp_path, crate) as session:
+        for n in range(200):
+            await put(session, f"d/{n}", b"%d" % n)
+        receipt = await session.sync()
+        assert (receipt.pending, len(receipt.stored), session.traffic.uploads) == (0, 200, 200)
+        assert crate.contents == {f"/d/{n}": b"%d" % n for n in range(200)}
+        assert max(came for came, _ in crate.crates) == 16
+        assert sum(written for _, written in crate.crates) > 150, "the last few go one by one"
+        assert crate.most_at_once == 4
+        assert all(crate.files["/" + path][1] == stored.version for path, stored in receipt.stored.items())
+
+
+async def test_a_few_files_do_not_wait_for_each_other(tmp_path: Path, autojump_clock: MockClock) -> None:
+    crate = Crate()
+    crate.delay = lambda: 1.0
+    async with crated(tmp_path, crate, 8) as session:
+        for n in range(8):
+            await put(session, str(n), b"x")
+        assert (await session.sync()).pending == 0
+        assert (crate.crates, crate.most_at_once) == ([], 8)
+
+
+async def test_what_is_not_small_or_may_be_moved_goes_alone(tmp_path: Path, autojump_clock: MockClock) -> None:
+    crate = Crate()
+    async with crated(tmp_path, crate, 1) as session:
+        await put(session, "old", b"moved")
+        await session.sync()
+        crate.log.clear()
+        session.rename(1, b"old", 1, b"new", 0, KERNEL)
+        await put(session, "large", bytes((64 << 10) + 1))
+        for n in range(10):
+            await put(session, f"{n}", b"%d" % n)
+        assert (await session.sync()).pending == 0
+        assert ("move", "/old -> /new") in crate.calls
+        assert 0 < sum(came for came, _ in crate.crates) <= 10
+        small = {f"/{n}": b"%d" % n for n in range(10)}
+        assert crate.contents == {"/new": b"moved", "/large": bytes((64 << 10) + 1), **small}
+
+
+async def test_one_file_of_many_that_is_refused_or_in_conflict_does_not_hold_up_the_others(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    crate = Crate()
+
+    def fault(operation: str, path: str) -> None:
+        if path == "/3":
+            raise PermissionError(errno.EACCES, "no")
+
+    crate.fault = fault
+    async with crated(tmp_path, crate, 1) as session:
+        crate.put("/5", b"theirs")
+        for n in range(12):
+            await put(session, str(n), b"%d" % n)
+        receipt = await session.sync()
+        [reason] = receipt.reasons
+        assert (reason.path, receipt.pending) == ("3", 1)
+        assert crate.contents == {
+            **{f"/{n}": b"%d" % n for n in range(12) if n not in (3, 5)},
+            "/5": b"theirs",
+            "/5.conflict-s-1": b"5",
+        }
+        crate.fault = lambda operation, path: None
+        assert (await session.sync()).pending == 0
+        assert crate.contents["/3"] == b"3"
+
+
+async def test_what_is_written_or_removed_while_many_are_on_their_way_is_not_lost(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    crate = Crate()
+    crate.delay = lambda: 0.5
+    async with crated(tmp_path, crate, 1) as session:
+        for n in range(12):
+            await put(session, str(n), b"%d" % n)
+        await trio.sleep(3)
+        assert crate.at_once == 1 and not crate.crates
+        for n in range(12):
+            await put(session, str(n), b"newer %d" % n)
+        session.unlink(1, b"11", KERNEL)
+        session.rename(1, b"10", 1, b"ten", 0, KERNEL)
+        assert (await session.sync()).pending == 0
+        assert crate.contents == {**{f"/{n}": b"newer %d" % n for n in range(10)}, "/ten": b"newer 10"}
+        assert crate.crates
+
+
+async def test_an_answer_about_many_that_is_lost_is_no_conflict(tmp_path: Path, autojump_clock: MockClock) -> None:
+    crate = Crate()
+    lost = [True]
+    crate.lost = lambda operation, path: path == "/6" and lost.pop() if lost else False
+    async with crated(tmp_path, crate, 1) as session:
+        for n in range(12):
+            await put(session, str(n), b"%d" % n)
+        assert (await session.sync()).pending == 0
+        assert crate.contents == {f"/{n}": b"%d" % n for n in range(12)}
+        assert not lost and session.traffic.conflicts == 0

@@ -148,7 +148,13 @@ class HttpCallbacks:
         return wire.outcome_from(await self._answer("POST", "/move", old, scope, context, content=told), new)
 
     async def on_commit(self, scope: Any, changes: Sequence[Change], context: Context) -> Any:
-        body = await self._answer("POST", "/commit", changes[0].path, scope, context, content=_Upload(_batch(changes)))
+        return await self._batch("/commit", scope, changes, context)
+
+    async def on_write_many(self, scope: Any, changes: Sequence[Change], context: Context) -> Any:
+        return await self._batch("/write", scope, changes, context)
+
+    async def _batch(self, where: str, scope: Any, changes: Sequence[Change], context: Context) -> Any:
+        body = await self._answer("POST", where, changes[0].path, scope, context, content=_Upload(_batch(changes)))
         return wire.outcomes_from(body, [change.path for change in changes])
 
     async def on_load_image(self, scope: Any, context: Context) -> tuple[bytes, str] | None:

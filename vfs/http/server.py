@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vfs import listing
 from vfs.call import Caller
-from vfs.callbacks import Context
+from vfs.callbacks import Change, Context
 from vfs.errors import single
 from vfs.fileref import FileRef
 from vfs.http import wire
@@ -53,6 +53,7 @@ _METHODS = ("GET", "PUT", "POST", "DELETE")
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
 
 Handler = Callable[[Request, Persistence, Context], Awaitable[Response]]
+_CarryOut = Callable[[Sequence[Change], Context], Awaitable[Sequence[FileRef | None]]]
 ScopeOf = Callable[[Any], Any]
 
 
@@ -166,6 +167,7 @@ class _Service:
             ("GET", b"stat", True): self.stat,
             ("POST", b"move", False): self.move,
             ("POST", b"commit", False): self.commit,
+            ("POST", b"write", False): self.write_many,
             ("GET", b"image", False): self.load_image,
             ("PUT", b"image", False): self.save_image,
         }
@@ -253,12 +255,18 @@ class _Service:
         return _json(wire.ref_to(await files.move(_checked(old), _checked(new), context)))
 
     async def commit(self, request: Request, files: Persistence, context: Context) -> Response:
+        return await self._batch(request, files.commit, context)
+
+    async def write_many(self, request: Request, files: Persistence, context: Context) -> Response:
+        return await self._batch(request, files.write_many, context)
+
+    async def _batch(self, request: Request, carry_out: _CarryOut, context: Context) -> Response:
         with contextlib.ExitStack() as temporary:
             async with _stream(request) as stream:
                 changes = await read_batch(stream, temporary, self._body_max)
             if not changes:
                 raise _Refused(400, "a batch without changes")
-            outcomes = await files.commit(changes, context)
+            outcomes = await carry_out(changes, context)
         return _json([None if ref is None else wire.ref_to(ref) for ref in outcomes])
 
     async def load_image(self, request: Request, files: Persistence, context: Context) -> Response:

@@ -157,13 +157,14 @@ def outcome_from(body: bytes, path: str) -> FileRef | dict[str, Any] | None:
 
 
 def outcomes_from(body: bytes, paths: Sequence[str]) -> list[FileRef | dict[str, Any] | None] | None:
-    """What a batch answered: nothing, or one outcome for each change."""
+    """What a batch answered: nothing, or outcomes, of which `Persistence` checks that there are as many as have to
+    be."""
     found = msgspec.json.decode(body) if body.strip() else None
     if found is None:
         return None
-    if not isinstance(found, list) or len(found) != len(paths):
-        raise ValueError(f"a list of {len(paths)} outcomes was expected")
-    return [_outcome(one, path) for one, path in zip(found, paths, strict=True)]
+    if not isinstance(found, list) or len(found) > len(paths):
+        raise ValueError(f"a list of at most {len(paths)} outcomes was expected")
+    return [_outcome(one, path) for one, path in zip(found, paths, strict=False)]
 
 
 def _outcome(found: object, path: str) -> FileRef | dict[str, Any] | None:

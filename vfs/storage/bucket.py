@@ -10,19 +10,22 @@ asked."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
 import random
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import trio
 
 from vfs.errors import Conflict
+from vfs.failpoints import reach
 from vfs.storage.download import Blob, Found, Span, etag_of, get, stat, version_of
 from vfs.storage.endpoint import Clients, Endpoint, connect
 from vfs.storage.failures import (
@@ -40,7 +43,7 @@ from vfs.storage.wire import Wire
 if TYPE_CHECKING:
     from obstore import PutMode
 
-__all__ = ["ANY", "HASHED_IN_PLACE", "Blob", "Bucket", "Condition", "Found", "etag_of", "version_of"]
+__all__ = ["ANY", "HASHED_IN_PLACE", "Blob", "Bucket", "Condition", "Found", "Put", "etag_of", "version_of"]
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ Condition: TypeAlias = str | Literal[_Any.ANY] | None
 """The version that a write wants to replace; None: the key must be absent; ANY: whatever is there."""
 
 CONTENT_IN_MEMORY = 64 << 20
+MANY_END = 5.0  # seconds after which no other of many objects is begun
 FIRST_DELAY = 0.05
 LONGEST_DELAY = 3.0
 RENEWAL_PAUSE = 2.0  # seconds between two searches for rotated credentials
@@ -70,6 +74,15 @@ async def _md5(content: bytes | memoryview) -> str:
         return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
     return digest() if len(content) <= HASHED_IN_PLACE else await trio.to_thread.run_sync(digest)
+
+
+class Put(NamedTuple):
+    """An object to be written."""
+
+    key: str
+    content: bytes | memoryview
+    attributes: dict[str, str]
+    condition: Condition
 
 
 class Bucket:
@@ -159,16 +172,45 @@ class Bucket:
         self, key: str, content: bytes | memoryview, attributes: Mapping[str, str], condition: Condition = ANY
     ) -> str:
         """Write the object in one request; its version. Conflict where `condition` does not hold."""
-        asking = not self.conditional and condition is not ANY
-        request = functools.partial(_put, key, content, dict(attributes), condition, asking)
+        put = Put(key, content, dict(attributes), condition)
         try:
-            version = await self.call(key, request)
+            version = await self.call(key, functools.partial(self._put, put))
         except FileNotFoundError as e:
             raise Conflict(key) from e  # AWS, where the object that If-Match names is gone
         self.counts["bytes written"] += len(content)
         if self._md5_etags is None:
             self._md5_etags = await _md5(content) == version
         return version
+
+    async def put_many(self, puts: Sequence[Put]) -> list[str]:
+        """Write objects one after the other, up to the first one that fails; the versions of those that were."""
+
+        def request(clients: Clients) -> list[str]:
+            versions: list[str] = []
+            end = time.monotonic() + MANY_END
+            with contextlib.suppress(Exception):  # `put` says what is wrong, to who asks for that object alone
+                for put in puts:
+                    versions.append(self._put(put, clients))
+                    reach("s3.many.one-written")
+                    if time.monotonic() > end:
+                        break
+            return versions
+
+        versions = await self.call(puts[0].key, request)
+        self.counts["requests"] += len(versions) - 1
+        self.counts["bytes written"] += sum(len(put.content) for put in puts[: len(versions)])
+        return versions
+
+    def _put(self, put: Put, clients: Clients) -> str:
+        key, content, attributes, condition = put
+        if not self.conditional and condition is not ANY:
+            # In the same thread: the way there and back costs more than the question.
+            _compare(clients, key, condition)
+        mode: PutMode = "overwrite" if condition is ANY else "create"
+        if isinstance(condition, str):
+            mode = {"e_tag": etag_of(condition)}
+        result = clients.store.put(key, content, attributes=attributes, mode=mode, use_multipart=False)
+        return version_of(result["e_tag"])
 
     async def delete(self, key: str, condition: Condition = ANY) -> None:
         """Delete the object if it is there. Conflict where `condition` does not hold."""
@@ -288,20 +330,3 @@ def _compare(clients: Clients, key: str, condition: Condition) -> None:
         found = None
     if found != condition:
         raise Conflict(key, found)
-
-
-def _put(
-    key: str,
-    content: bytes | memoryview,
-    attributes: dict[str, str],
-    condition: Condition,
-    asking: bool,
-    clients: Clients,
-) -> str:
-    if asking:  # in the same thread: the way there and back costs more than the question
-        _compare(clients, key, condition)
-    mode: PutMode = "overwrite" if condition is ANY else "create"
-    if isinstance(condition, str):
-        mode = {"e_tag": etag_of(condition)}
-    result = clients.store.put(key, content, attributes=attributes, mode=mode, use_multipart=False)
-    return version_of(result["e_tag"])

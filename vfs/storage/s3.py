@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
 import msgspec
 import trio
 
-from vfs.callbacks import Context
+from vfs.callbacks import Change, Context
 from vfs.errors import Conflict, Emptied, error
 from vfs.fileref import FileRef, validate_session_id
 from vfs.storage.base import Backend, FileRefs, relative
@@ -203,6 +203,10 @@ class S3Storage(Backend):
     async def on_write_file(self, scope: object, path: str, file: BinaryIO, context: Context) -> FileRef:
         await self._ready()
         return await self.objects.write_file(relative(path), file, context)
+
+    async def on_write_many(self, scope: object, changes: Sequence[Change], context: Context) -> FileRefs:
+        await self._ready()
+        return await self.objects.write_many([(relative(c.path), c.content(), c.context) for c in changes])
 
     async def on_delete(self, scope: object, path: str, context: Context) -> None:
         await self._ready()
