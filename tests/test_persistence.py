@@ -627,6 +627,81 @@ async def test_a_batch_is_one_call_with_paths_of_the_contract() -> None:
     assert [c.kind for batch in batches[1:] for c in batch] == ["write", "delete"]
 
 
+def writes(*contents: bytes) -> list[Change]:
+    changes = enumerate(contents)
+    return [Change("write", f"f{n}", {"size": len(c), "if_version": None}, file=io.BytesIO(c)) for n, c in changes]
+
+
+async def test_many_small_files_are_written_in_one_thread_where_on_write_is_sync() -> None:
+    told: list[tuple[object, str, bytes, Context, int]] = []
+
+    def on_write(scope: object, path: str, content: bytes, context: Context) -> dict[str, str]:
+        told.append((scope, path, content, context, threading.get_ident()))
+        return {"version": f"v{len(content)}"}
+
+    files = Persistence({"on_write": on_write}, "me", context={"session_id": "s"})
+    assert files.takes_many
+    refs = await files.write_many(writes(b"", b"1", b"22"))
+    assert [(ref.path, ref.version, ref.size) for ref in refs] == [("f0", "v0", 0), ("f1", "v1", 1), ("f2", "v2", 2)]
+    assert [call[:3] for call in told] == [("me", "/f0", b""), ("me", "/f1", b"1"), ("me", "/f2", b"22")]
+    assert told[1][3] == {"session_id": "s", "base_directory": "", "operation": "write", "if_version": None, "size": 1}
+    assert len({call[4] for call in told}) == 1 and told[0][4] != threading.get_ident()
+    tally = files.telemetry.tallies["on_write"]
+    assert (tally.calls, tally.failures, tally.bytes) == (3, 0, 3)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), ValueError("no"), SystemExit(1)])
+async def test_the_first_of_many_that_fails_ends_them_and_is_not_told_yet(error: BaseException, caplog: Log) -> None:
+    def on_write(scope: object, path: str, content: bytes, context: Context) -> None:
+        if path == "/f1":
+            raise error
+
+    files = Persistence({"on_write": on_write})
+    assert [ref.path for ref in await files.write_many(writes(b"", b"", b""))] == ["f0"]
+    assert not caplog.records
+
+
+async def test_many_end_before_one_that_hangs_and_begin_no_other_after_a_long_one(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, called = threading.Event(), list[str]()
+
+    def on_write(scope: object, path: str, content: bytes, context: Context) -> None:
+        called.append(path)
+        if path == "/f1":
+            trio.from_thread.run_sync(mock_clock.jump, 5)
+            free.wait()
+
+    files = Persistence({"on_write": on_write}, timeout=5)
+    assert [ref.path for ref in await files.write_many(writes(b"", b"", b""))] == ["f0"]
+    free.set()
+    monkeypatch.setattr("vfs.call.EACH_END", 0)
+    assert [ref.path for ref in await files.write_many(writes(b"", b"", b""))] == ["f0"]
+    assert called == ["/f0", "/f1", "/f0"], "nothing was begun after the time-out"
+
+
+async def test_of_many_only_what_may_be_in_memory_and_what_is_answered_well_counts(caplog: Log) -> None:
+    small = Persistence({"on_write": lambda *_: None}, max_file_size=2)
+    assert [ref.path for ref in await small.write_many(writes(b"1", b"22", b"333", b""))] == ["f0", "f1"]
+    wrong = Persistence({"on_write": lambda scope, path, content, context: 5 if path == "/f1" else None})
+    assert [ref.path for ref in await wrong.write_many(writes(b"", b"", b""))] == ["f0"]
+    assert "on_write('f1') answered int" in caplog.text
+
+    async def later() -> None:
+        raise AssertionError("never awaited")
+
+    hidden = Persistence({"on_write": lambda *_: later()})
+    assert await hidden.write_many(writes(b"")) == []
+
+
+def test_many_at_a_time_are_for_sync_callbacks_and_for_who_asks_for_them() -> None:
+    async def on_write(*_: object) -> None: ...
+
+    assert not Persistence({"on_write": on_write}).takes_many
+    assert Persistence({"on_write": on_write, "on_write_many": lambda *_: []}).takes_many
+    assert not Persistence({"on_write_file": lambda *_: None}).takes_many
+
+
 async def test_move_and_images_pass() -> None:
     kept: dict[str, object] = {}
 

@@ -22,16 +22,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import cachetools
 import trio
 
 from vfs.errors import single
 
-__all__ = ["AsyncLibrary", "Caller"]
+__all__ = ["Answer", "AsyncLibrary", "Caller"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ AsyncLibrary: TypeAlias = Literal["trio", "asyncio"] | asyncio.AbstractEventLoop
 HUNG_THREADS = 64
 LONGEST = 20  # time-outs after which also a listing that goes on ends
 TOLD_EVERY, TOLD_VALUES = 1.0, 16  # seconds, or values, after which one that goes on is given more time
+EACH_END = 0.1  # seconds after which no other of many calls is begun
 STOP_SECONDS = 5.0  # what tasks of our own asyncio loop get to end after they were cancelled
 
 _ERRNO: tuple[tuple[type[OSError], int], ...] = (  # of an OSError that was raised without one
@@ -50,6 +51,13 @@ _ERRNO: tuple[tuple[type[OSError], int], ...] = (  # of an OSError that was rais
     (IsADirectoryError, errno.EISDIR),
     (NotADirectoryError, errno.ENOTDIR),
 )
+
+
+class Answer(NamedTuple):
+    """Of one call of many; `seconds` that it took."""
+
+    value: Any
+    seconds: float
 
 
 class Caller:
@@ -88,6 +96,35 @@ class Caller:
                 raise self._os_error(e, callback, subject) from e
         log.warning("%s: %s(%r) did not answer within %g s", self.name, callback, subject, seconds)
         raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), subject)
+
+    def is_sync(self, callback: str) -> bool:
+        return callback in self._functions and not _is_async(self._functions[callback])
+
+    async def call_each(self, callback: str, seconds: float, calls: Sequence[tuple[object, ...]]) -> list[Answer]:
+        """What a sync callback answers to the first of these calls, made one after the other in one thread: up to one
+        that fails, whose caller is told why when it makes that call alone."""
+        function, answers, over = self._functions[callback], list[Answer](), threading.Event()
+
+        def each() -> None:
+            began = ended = time.perf_counter()
+            for arguments in calls:
+                answer = function(*arguments)
+                if inspect.iscoroutine(answer):
+                    answer.close()  # not as sync as it looked
+                if over.is_set() or isinstance(answer, AsyncIterable | Awaitable):
+                    return
+                before, ended = ended, time.perf_counter()
+                answers.append(Answer(answer, ended - before))
+                if ended > began + EACH_END:
+                    return
+
+        try:
+            with trio.move_on_after(seconds), contextlib.suppress(Exception, SystemExit):
+                async with self._slots:
+                    await trio.to_thread.run_sync(each, limiter=self._threads, abandon_on_cancel=True)
+        finally:
+            over.set()
+        return answers
 
     def bad_answer(self, callback: str, subject: str, expected: str, got: object) -> OSError:
         """The error for an answer of the wrong type; its log line."""

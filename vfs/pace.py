@@ -37,6 +37,11 @@ class Pace:
         """When to ask again where nothing that was begun has ended by then; by trio's clock."""
         self._since: float | None = None  # what is due has waited since then
 
+    @property
+    def is_lull(self) -> bool:
+        """Whether no request has come since a `turn` found a lull, or someone waits for write-back more."""
+        return self._is_urgent() or self._requests() == self._free_at
+
     def more(self) -> int:
         """How many operations write-back may begin now: twice as many as when it asked last, but none where a request
         has come since a `turn` found a lull."""

@@ -9,10 +9,12 @@ become OSErrors.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import errno
 import io
+import itertools
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +49,7 @@ class Persistence:
     for each MiB moved is added. `threads`: sync callbacks at a time. `max_file_size`: bytes of content that may be
     held in memory, which matters where on_read_range or on_write_file is absent. `owned`: `aclose` closes the target
     too. `can`: names of the callbacks that are there; `writes`, `reads`: whether content can be brought there, and
-    from there; `telemetry`: what its calls took.
+    from there; `takes_many`: whether `write_many` is better than many `write`; `telemetry`: what its calls took.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Persistence:
         self.can = self._caller.callbacks
         self.writes = not self.can.isdisjoint({"on_write", "on_write_file", "on_commit"})
         self.reads = not self.can.isdisjoint({"on_read", "on_read_range"})
+        self.takes_many = "on_write_many" in self.can or self._caller.is_sync("on_write")
 
     @property
     def retried(self) -> int:
@@ -229,7 +232,10 @@ class Persistence:
         ]
 
     async def write_many(self, changes: Sequence[Change], context: Context | None = None) -> Sequence[FileRef]:
-        """Write small files. Answers for the first of them what `write` would, as many as were written."""
+        """Write small files, where that `takes_many`. Answers for the first of them what `write` would, as many as were
+        written."""
+        if "on_write_many" not in self.can:
+            return await self._write_each(changes)
         size = sum(change.context.get("size", 0) for change in changes)
         outward = [self._change(change) for change in changes]
         answer = await self._call("on_write_many", changes[0].path, "write", context, outward, moving=size)
@@ -237,6 +243,22 @@ class Persistence:
             raise self._caller.bad_answer("on_write_many", changes[0].path, f"at most {len(changes)} outcomes", answer)
         written = zip(changes, answer, strict=False)
         return [self._outcome("on_write_many", change.path, outcome, change.context) for change, outcome in written]
+
+    async def _write_each(self, changes: Sequence[Change]) -> Sequence[FileRef]:
+        """By calls of a sync on_write in one thread, for a thread costs more than most of them."""
+        outward = [self._change(change) for change in changes]
+        contents = list(itertools.takewhile(self._is_held, (change.content() for change in outward)))
+        calls = [(self._scope, c.path, content, c.context) for c, content in zip(outward, contents, strict=False)]
+        answers = await self._caller.call_each("on_write", self.timeout, calls)
+        refs = []
+        with contextlib.suppress(OSError):
+            for change, content, answer in zip(changes, contents, answers, strict=False):
+                refs.append(self._outcome("on_write", change.path, answer.value, change.context))
+                self.telemetry.count(Call(self.name, "on_write", change.path, len(content), answer.seconds))
+        return refs
+
+    def _is_held(self, content: bytes) -> bool:
+        return len(content) <= self.max_file_size
 
     async def load_image(self, context: Context | None = None) -> tuple[bytes, str] | None:
         answer = await self._call("on_load_image", "/", "load_image", context)

@@ -67,12 +67,13 @@ class Telemetry:
             yield call
         except Exception as e:
             call.error = e.errno or errno.EIO if isinstance(e, OSError) else errno.EIO
-            self._count(call, began)
+            call.seconds = time.perf_counter() - began
+            self.count(call)
             raise
-        self._count(call, began)
-
-    def _count(self, call: Call, began: float) -> None:
         call.seconds = time.perf_counter() - began
+        self.count(call)
+
+    def count(self, call: Call) -> None:
         tally = self.tallies.setdefault(call.callback, Tally())
         tally.calls += 1
         if call.error is None:

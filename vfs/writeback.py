@@ -137,7 +137,9 @@ class WriteBack:
         """Begin operations that are due, at most so many."""
         now = trio.current_time()
         batches: dict[Persistence, list[Pending]] = {}
-        crowd = min(most, len(self.queue)) // self.limit.value  # for each operation that may be in flight
+        crowd = min(most, len(self.queue))
+        if self.pace.is_lull:
+            crowd //= self.limit.value  # for each operation that may be in flight; beside requests the fewest are best
         while most > 0 and self.limit.free and (pending := self.queue.pop(now)) is not None:
             if not self.transfer.differs(pending.path):
                 self._finish(pending)
@@ -170,7 +172,7 @@ class WriteBack:
             return None
         if "on_commit" in persistence.can:
             return persistence, BATCH
-        if crowd > 1 and "on_write_many" in persistence.can:
+        if crowd > 1 and persistence.takes_many:
             inode = self.transfer.desired(pending.path)
             if inode is not None and inode.size <= LITTLE:
                 return persistence, min(crowd, MANY)

@@ -4,6 +4,7 @@ files go out many at a time, each written or not."""
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,26 @@ async def test_an_answer_about_many_that_is_lost_is_no_conflict(tmp_path: Path, 
         assert (await session.sync()).pending == 0
         assert crate.contents == {f"/{n}": b"%d" % n for n in range(12)}
         assert not lost and session.traffic.conflicts == 0
+
+
+async def test_sync_callbacks_are_called_many_times_in_one_thread(tmp_path: Path, autojump_clock: MockClock) -> None:
+    files: dict[str, bytes] = {}
+    threads: list[int] = []
+
+    def on_write(scope: object, path: str, content: bytes, context: object) -> None:
+        if path == "/7" and len(content) < 10:
+            raise PermissionError(errno.EACCES, "no")
+        threads.append(threading.get_ident())
+        files[path] = content
+
+    target = {"on_write": on_write, "on_delete": lambda scope, path, context: files.pop(path)}
+    options = Options(refresh_interval=None, concurrency=1, max_concurrency=1)
+    async with Session.open("s", tmp_path, routes=routes(target), options=options) as session:
+        for n in range(100):
+            await put(session, str(n), b"%d" % n)
+        receipt = await session.sync()
+        assert [reason.path for reason in receipt.reasons] == ["7"]
+        assert files == {f"/{n}": b"%d" % n for n in range(100) if n != 7}
+        assert len(threads) == 99, "what was written is not written again"
+        await put(session, "7", b"long enough now")
+        assert (await session.sync()).pending == 0
