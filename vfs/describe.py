@@ -22,6 +22,7 @@ from vfs.description import Row
 from vfs.durable import write_durably
 from vfs.errors import Conflict, error
 from vfs.inode import Inode
+from vfs.pending import PERMANENT
 from vfs.persistence import Persistence
 from vfs.records import (
     Link,
@@ -147,6 +148,17 @@ class Describe:
                 if len(rows) % SLICE == 0:
                     await trio.lowlevel.checkpoint()
         return rows
+
+    async def settle(self) -> None:
+        """Nothing is pending when this returns, or `error` is one that will not pass by itself."""
+        while self.pending:
+            try:
+                await self.save()
+            except OSError as e:
+                self.error = e
+                if e.errno in PERMANENT:
+                    return
+                await trio.sleep(1)
 
     # ---- taking up
 

@@ -15,7 +15,6 @@ from vfs.errors import error
 from vfs.inode import Dentry, Inode
 from vfs.policy import Policy
 from vfs.routes import Place, Routes
-from vfs.rules import Changes
 from vfs.session import Session
 from vfs.tree import Caller
 
@@ -79,8 +78,10 @@ class Guarded(Session):
             raise error(errno.EROFS, name)
         return place
 
-    def _check_inode(self, ino: int) -> None:
-        """A file may be changed if any of its names may be; one without a name is nobody's."""
+    def check_writable(self, ino: int) -> None:
+        """EROFS unless a file may be changed: it may if any of its names may be; one without a name is nobody's."""
+        if not self.routes.guards:
+            return
         inode = self.namespace.inode(ino)
         if inode is self.namespace.root:
             places = [self.routes.root]
@@ -164,39 +165,19 @@ class Guarded(Session):
         bases = [os.fsencode(route.base) for route in self.routes if route.base]
         return any(base == path or base.startswith(path + b"/") for base in bases)
 
-    def setattr(self, ino: int, changes: Changes, caller: Caller) -> Coroutine[Any, Any, Inode]:
-        if self.routes.guards:
-            return self._setattr_guarded(ino, changes, caller)
-        return super().setattr(ino, changes, caller)
-
-    async def _setattr_guarded(self, ino: int, changes: Changes, caller: Caller) -> Inode:
-        self._check_inode(ino)
-        return await super().setattr(ino, changes, caller)
-
     def open_file(self, ino: int, flags: int, caller: Caller) -> Coroutine[Any, Any, None]:
         if not self.routes.guards or flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
             return super().open_file(ino, flags, caller)  # each frame on the way would cost a request a microsecond
         return self._open_guarded(ino, flags, caller)
 
     async def _open_guarded(self, ino: int, flags: int, caller: Caller) -> None:
-        self._check_inode(ino)
+        self.check_writable(ino)
         await super().open_file(ino, flags, caller)
 
-    def write(self, ino: int, offset: int, data: bytes) -> Coroutine[Any, Any, int]:
-        if self.routes.guards:
-            return self._write_guarded(ino, offset, data)
-        return super().write(ino, offset, data)
-
-    async def _write_guarded(self, ino: int, offset: int, data: bytes) -> int:
-        self._check_inode(ino)
-        return await super().write(ino, offset, data)
-
     def setxattr(self, ino: int, name: bytes, value: bytes, caller: Caller) -> None:
-        if self.routes.guards:
-            self._check_inode(ino)
+        self.check_writable(ino)
         super().setxattr(ino, name, value, caller)
 
     def removexattr(self, ino: int, name: bytes, caller: Caller) -> None:
-        if self.routes.guards:
-            self._check_inode(ino)
+        self.check_writable(ino)
         super().removexattr(ino, name, caller)

@@ -33,7 +33,6 @@ from vfs.journal import Journal
 from vfs.namespace import ROOT, Namespace
 from vfs.options import Options
 from vfs.parts import Parts
-from vfs.pending import PERMANENT
 from vfs.policy import Policy
 from vfs.receipt import Pending, Receipt, StoredFile
 from vfs.records import Record, Unlink
@@ -54,6 +53,12 @@ LEFT = "left"  # a file in the state directory: the process before ended with th
 
 
 class PersistedSession(Annotated):
+    # Python finds an attribute of an object with more than 30 of them in a slower way.
+    __slots__ = (
+        *("_frozen", "_sizes", "_stored", "cache", "descriptions", "hydration"),
+        *("leaving", "listing", "options", "traffic", "writeback"),
+    )
+
     def __init__(
         self,
         session_id: str,
@@ -307,12 +312,13 @@ class PersistedSession(Annotated):
 
     def write(self, ino: int, offset: int, data: bytes) -> Coroutine[Any, Any, int]:
         inode = self.namespace.inodes.get(ino)
-        if inode is not None and (inode.remote or self._frozen or self.cache.limit is not None):
+        if inode is not None and (inode.remote or self._frozen or self.routes.guards or self.cache.limit is not None):
             return self._write_carefully(inode, offset, data)
         return super().write(ino, offset, data)
 
     async def _write_carefully(self, inode: Inode, offset: int, data: bytes) -> int:
         ino = inode.ino
+        self.check_writable(ino)
         if self.cache.limit is not None:
             await self.cache.admit(len(data))
         while ino in self._frozen:
@@ -328,11 +334,14 @@ class PersistedSession(Annotated):
         return taken
 
     def setattr(self, ino: int, changes: Changes, caller: Caller) -> Coroutine[Any, Any, Inode]:
-        if changes.size is not None:
-            return self._truncate(ino, changes, caller)
+        if changes.size is not None or self.routes.guards:
+            return self._setattr_carefully(ino, changes, caller)
         return super().setattr(ino, changes, caller)
 
-    async def _truncate(self, ino: int, changes: Changes, caller: Caller) -> Inode:
+    async def _setattr_carefully(self, ino: int, changes: Changes, caller: Caller) -> Inode:
+        self.check_writable(ino)
+        if changes.size is None:
+            return await super().setattr(ino, changes, caller)
         while ino in self._frozen:
             await self._frozen[ino].wait()
         await self.hydration.fills.over(ino)
@@ -356,7 +365,8 @@ class PersistedSession(Annotated):
         await super().sync()
         with trio.move_on_after(math.inf if within is None else within):
             await barrier(self)
-            await self._save_descriptions()
+            for description in self.descriptions:
+                await description.settle()
         receipt = self.receipt()
         self._stored = {}
         return receipt
@@ -366,17 +376,6 @@ class PersistedSession(Annotated):
         await super().fsync(ino, datasync=datasync)
         if self.policy.durability == "remote" and self.namespace.inode(ino).is_file:
             await persisted(self, ino)
-
-    async def _save_descriptions(self) -> None:
-        for description in self.descriptions:
-            while description.pending:
-                try:
-                    await description.save()
-                except OSError as e:
-                    description.error = e
-                    if e.errno in PERMANENT:
-                        break
-                    await trio.sleep(1)
 
     def receipt(self) -> Receipt:
         """Beside what there is: what was stored since the last sync, and what is pending, and why."""
