@@ -17,6 +17,7 @@ import trio
 from tests.storage.conftest import Open
 from tests.storage.faults import Fault, FaultProxy
 from tests.storage.servers import ACCESS, SECRET, Server
+from vfs.callbacks import Change
 from vfs.errors import Conflict
 from vfs.storage.bucket import RENEWAL_PAUSE
 from vfs.storage.failures import AccessDenied, BucketMissing, Unavailable
@@ -103,6 +104,26 @@ async def test_a_write_survives_a_passing_fault_and_happens_once(
     proxy.add(Fault(fault.kind, "DELETE", times=1, status=fault.status, code=fault.code))
     await through.on_delete(None, "/f", {"if_version": again.version})
     assert not await through.exists("f")
+
+
+def many(number: int) -> list[Change]:
+    return [Change("write", f"/{n}", {"if_version": None}, file=io.BytesIO(b"%d" % n)) for n in range(number)]
+
+
+async def test_many_writes_end_at_the_first_that_fails_and_begin_again_where_it_is_the_very_first(
+    proxy: FaultProxy, through: S3Storage
+) -> None:
+    slow = Fault("status", "PUT", "work/3$", times=1, status=503, code="SlowDown")
+    proxy.add(slow)
+    assert [ref.path for ref in await through.on_write_many(None, many(8), {})] == ["0", "1", "2"]
+    assert slow.met == 1 and through.bucket.counts["retries"] == 0
+    before = through.bucket.writes.limiter.total_tokens
+    proxy.add(Fault("status", "PUT", "work/3$", times=2, status=503, code="SlowDown"))
+    assert [ref.path for ref in await through.on_write_many(None, many(8)[3:], {})] == ["3", "4", "5", "6", "7"]
+    assert through.bucket.counts["retries"] == 2 and through.bucket.writes.limiter.total_tokens < before
+    assert [await through.read(str(n)) for n in range(8)] == [b"%d" % n for n in range(8)]
+    with pytest.raises(Conflict):
+        await through.on_write_many(None, many(8), {})
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=named)

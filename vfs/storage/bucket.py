@@ -10,7 +10,6 @@ asked."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
@@ -183,17 +182,22 @@ class Bucket:
         return version
 
     async def put_many(self, puts: Sequence[Put]) -> list[str]:
-        """Write objects one after the other, up to the first one that fails; the versions of those that were."""
+        """Write objects one after the other; the versions of the first of them, up to one that fails. Where that is the
+        very first, it is tried again, and raises, as with `put`."""
 
         def request(clients: Clients) -> list[str]:
             versions: list[str] = []
             end = time.monotonic() + MANY_END
-            with contextlib.suppress(Exception):  # `put` says what is wrong, to who asks for that object alone
-                for put in puts:
+            for put in puts:
+                try:
                     versions.append(self._put(put, clients))
-                    reach("s3.many.one-written")
-                    if time.monotonic() > end:
-                        break
+                except Exception:
+                    if not versions:
+                        raise
+                    break
+                reach("s3.many.one-written")
+                if time.monotonic() > end:
+                    break
             return versions
 
         versions = await self.call(puts[0].key, request)
