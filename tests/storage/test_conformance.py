@@ -59,11 +59,12 @@ async def test_any_name_comes_back_as_it_was(any_server: Server, open_s3: Open) 
 @pytest.mark.parametrize("plain", [True, False], ids=["sockets", "obstore"])
 async def test_ranges_are_exact_and_end_with_the_file(any_server: Server, open_s3: Open, plain: bool) -> None:
     s3 = await open_s3(any_server, any_server.new_bucket())
-    content = os.urandom(100_000)
+    content = os.urandom(1_000_000)
     ref = await s3.write("f", content)
     assert s3.bucket.plain_ranges
     s3.bucket.plain_ranges = plain  # rclone's answers to obstore bring it back
-    for offset, size in [(0, 1), (0, 100_000), (5, 70_000), (99_999, 1), (99_000, 5_000), (100_000, 10), (200_000, 10)]:
+    inside = [(0, 1), (0, 1_000_000), (5, 700_000), (0, 256 << 10), (1, (256 << 10) - 1), (9, (256 << 10) + 1)]
+    for offset, size in [*inside, (999_999, 1), (999_000, 5_000), (1_000_000, 10), (2_000_000, 10)]:
         got = await s3.on_read_range(None, "/f", offset, size, {"if_version": ref.version})
         assert got == content[offset : offset + size], (offset, size)
     await s3.write("empty", b"")
