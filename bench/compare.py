@@ -32,6 +32,7 @@ HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 KEY = "benchmark"
 SPACE = 16 << 30  # bytes of each subject's file system, of which the file takes what is written
+REST = 8.0  # seconds in which memory and blocks that the subject before has left go back to the host, if there is one
 
 Subject = Callable[[Path], contextlib.AbstractContextManager[Path]]
 
@@ -109,6 +110,7 @@ def new_ext4(image: Path) -> Iterator[Path]:
             subprocess.run(["mount", device, directory], check=True)
             try:
                 os.sync()  # or the disk below would still be freeing what the subject before has left
+                time.sleep(REST)
                 yield directory
             finally:
                 subprocess.run(["umount", directory], check=True)
