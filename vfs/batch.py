@@ -2,9 +2,10 @@
 
 Into that of an `on_commit`, all or nothing, go writes of small files, moves and deletes that stand for themselves:
 moves first, then writes, then deletes, so no old path is deleted before its content is at the new one. Into that of an
-`on_write_many` go writes of still smaller files only, each of which is written or not. A path that needs more care
-(content that has to be fetched first, a large file, a path that is the source of one and the target of another move)
-is left out and goes alone, by `transfer`.
+`on_write_many` go writes of still smaller files only, each of which is written or not; and where callbacks are sync,
+many such writes, or many deletes, are made in one thread. A path that needs more care (content that has to be fetched
+first, a large file, a path that is the source of one and the target of another move) is left out and goes alone, by
+`transfer`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vfs.remote import Entry
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
 
-__all__ = ["LITTLE", "MANY", "commit", "write_many"]
+__all__ = ["LITTLE", "MANY", "commit", "delete_many", "write_many"]
 
 BYTES = 32 << 20  # of content in one batch
 MANY, LITTLE = 16, 64 << 10  # files of an on_write_many at most, and bytes of each
@@ -87,6 +88,24 @@ async def write_many(session: PersistedSession, persistence: Persistence, paths:
     for step, answered in written:
         _stored(session, step, answered)
     return {step.path for step, _ in written}
+
+
+async def delete_many(session: PersistedSession, persistence: Persistence, paths: set[bytes]) -> set[bytes]:
+    """Delete those that no file needs any more; the paths that were. They are claimed, all of them. Raises OSError."""
+    transfer, namespace = session.writeback.transfer, session.namespace
+    deletes = [
+        _delete(session, path, held)
+        for path in sorted(paths)
+        if transfer.desired(path) is None
+        and (held := namespace.remote.get(path)) is not None
+        and held.ino not in namespace.inodes
+    ]
+    done = deletes[: await persistence.delete_many([step.change for step in deletes])] if deletes else []
+    failpoints.reach("batch.before-record")
+    for step in done:
+        session.commit(Removed(step.path))
+        session.removed(step.path)
+    return {step.path for step in done}
 
 
 def _stored(session: PersistedSession, step: _Step, ref: FileRef) -> None:

@@ -49,7 +49,8 @@ class Persistence:
     for each MiB moved is added. `threads`: sync callbacks at a time. `max_file_size`: bytes of content that may be
     held in memory, which matters where on_read_range or on_write_file is absent. `owned`: `aclose` closes the target
     too. `can`: names of the callbacks that are there; `writes`, `reads`: whether content can be brought there, and
-    from there; `takes_many`: whether `write_many` is better than many `write`; `telemetry`: what its calls took.
+    from there; `takes_many`, `deletes_many`: whether `write_many` is better than many `write`, and `delete_many` than
+    many `delete`; `telemetry`: what its calls took.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Persistence:
         self.writes = not self.can.isdisjoint({"on_write", "on_write_file", "on_commit"})
         self.reads = not self.can.isdisjoint({"on_read", "on_read_range"})
         self.takes_many = "on_write_many" in self.can or self._caller.is_sync("on_write")
+        self.deletes_many = self._caller.is_sync("on_delete")
 
     @property
     def retried(self) -> int:
@@ -249,13 +251,28 @@ class Persistence:
         outward = [self._change(change) for change in changes]
         contents = list(itertools.takewhile(self._is_held, (change.content() for change in outward)))
         calls = [(self._scope, c.path, content, c.context) for c, content in zip(outward, contents, strict=False)]
-        answers = await self._caller.call_each("on_write", self.timeout, calls)
+        answers = await self._each("on_write", changes, calls)
         refs = []
         with contextlib.suppress(OSError):
-            for change, content, answer in zip(changes, contents, answers, strict=False):
-                refs.append(self._outcome("on_write", change.path, answer.value, change.context))
-                self.telemetry.count(Call(self.name, "on_write", change.path, len(content), answer.seconds))
+            for change, answer in zip(changes, answers, strict=False):
+                refs.append(self._outcome("on_write", change.path, answer, change.context))
         return refs
+
+    async def delete_many(self, changes: Sequence[Change]) -> int:
+        """Delete files, where that `deletes_many`; how many of the first of them were."""
+        outward = [self._change(change) for change in changes]
+        calls = [(self._scope, change.path, change.context) for change in outward]
+        return len(await self._each("on_delete", changes, calls))
+
+    async def _each(
+        self, callback: str, changes: Sequence[Change], calls: Sequence[tuple[object, ...]]
+    ) -> Sequence[Any]:
+        """Answers of a sync callback to the first of these calls, all in one thread."""
+        answers = await self._caller.call_each(callback, self.timeout, calls)
+        for change, answer in zip(changes, answers, strict=False):
+            size = change.context.get("size", 0)
+            self.telemetry.count(Call(self.name, callback, change.path, size, answer.seconds))
+        return [answer.value for answer in answers]
 
     def _is_held(self, content: bytes) -> bool:
         return len(content) <= self.max_file_size

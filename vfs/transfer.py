@@ -161,7 +161,9 @@ class Transfer:
     def stored(self, path: bytes, ino: int, generation: int, size: int, ref: FileRef, source: bytes = b"") -> None:
         """The persistence has answered."""
         self.session.commit(Stored(path, ino, generation, ref.version, size, ref.metadata or None, source))
-        if not source:
+        if source:
+            self.session.removed(source)
+        else:
             self.session.traffic.uploads += 1
             self.session.traffic.bytes += size
         self.session.synced(path, size, ref)

@@ -15,11 +15,12 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from vfs.batch import LITTLE, MANY, commit, write_many
+from vfs.batch import LITTLE, MANY, commit, delete_many, write_many
 from vfs.capture import Torn
 from vfs.errors import Conflict
 from vfs.limit import Limit
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 TICK = 0.01  # after a wake-up: what a burst of requests changes is looked at together
 BATCH = 500  # paths in one transaction at most
 PATIENCE = 3  # uploads of a large file torn by its writers before they have to wait for a copy
+
+_CarryOut: TypeAlias = Callable[["PersistedSession", Persistence, set[bytes]], Awaitable[set[bytes]]]
+"""Carries out what it can of these claimed paths in one call, and answers which."""
 
 
 class WriteBack:
@@ -136,7 +140,7 @@ class WriteBack:
     def _start_due(self, most: int) -> None:
         """Begin operations that are due, at most so many."""
         now = trio.current_time()
-        batches: dict[Persistence, list[Pending]] = {}
+        batches: dict[tuple[Persistence, _CarryOut], list[Pending]] = {}
         crowd = min(most, len(self.queue))
         if self.pace.is_lull:
             crowd //= self.limit.value  # for each operation that may be in flight; beside requests the fewest are best
@@ -155,32 +159,34 @@ class WriteBack:
             if (found := self._batched(pending, crowd)) is None:
                 self._start(pending)
             else:
-                persistence, together = found
-                batch = batches.setdefault(persistence, [])
+                kind, together = found
+                batch = batches.setdefault(kind, [])
                 batch.append(pending)
                 self._begin(pending)
                 if len(batch) >= together:
-                    self._start_batch(persistence, batches.pop(persistence))
-        for persistence, batch in batches.items():
-            self._start_batch(persistence, batch)
+                    self._start_batch(*kind, batches.pop(kind))
+        for kind, batch in batches.items():
+            self._start_batch(*kind, batch)
         self._report()
 
-    def _batched(self, pending: Pending, crowd: int) -> tuple[Persistence, int] | None:
-        """The persistence that takes the path in a batch with others, and how many of them."""
+    def _batched(self, pending: Pending, crowd: int) -> tuple[tuple[Persistence, _CarryOut], int] | None:
+        """How the path can be carried out in a batch with others, and with how many."""
         persistence = self.session.place(pending.path).persistence
         if persistence is None or pending.alone:
             return None
         if "on_commit" in persistence.can:
-            return persistence, BATCH
-        if crowd > 1 and persistence.takes_many:
+            return (persistence, commit), BATCH
+        if crowd > 1:
             inode = self.transfer.desired(pending.path)
-            if inode is not None and inode.size <= LITTLE:
-                return persistence, min(crowd, MANY)
+            if inode is None and persistence.deletes_many:
+                return (persistence, delete_many), min(crowd, MANY)
+            if inode is not None and inode.size <= LITTLE and persistence.takes_many:
+                return (persistence, write_many), min(crowd, MANY)
         return None
 
-    def _start_batch(self, persistence: Persistence, batch: list[Pending]) -> None:
+    def _start_batch(self, persistence: Persistence, carry_out: _CarryOut, batch: list[Pending]) -> None:
         self.limit.begin()
-        self.session.spawn(self._carry_out_batch, persistence, batch)
+        self.session.spawn(self._carry_out_batch, persistence, carry_out, batch)
 
     def _start(self, pending: Pending) -> None:
         self._begin(pending)
@@ -208,10 +214,9 @@ class WriteBack:
         if inode is not None and held is not None and held.ino == inode.ino:
             self.notes.fresh.discard(inode.ino)
 
-    async def _carry_out_batch(self, persistence: Persistence, batch: list[Pending]) -> None:
+    async def _carry_out_batch(self, persistence: Persistence, carry_out: _CarryOut, batch: list[Pending]) -> None:
         """Many paths in one call; what does not fit into one, or was in one that failed, goes alone."""
         epoch = self.epoch
-        carry_out = commit if "on_commit" in persistence.can else write_many
         try:
             for pending in batch:
                 inode = self.transfer.desired(pending.path)

@@ -159,6 +159,46 @@ class BigShelf(Shelf):
         return await self.on_write(scope, path, bytes(content), context)
 
 
+class Desk(Shelf):
+    """The same four, sync: they are called in threads, and many in one."""
+
+    def _at_once(self, operation: str, path: str, act: Callable[[], Any]) -> Any:
+        self.log.append((operation, path))
+        self.fault(operation, path)
+        answer = act()
+        if self.lost(operation, path):
+            raise TimeoutError("the answer was lost")
+        return answer
+
+    def on_write(self, scope: object, path: str, content: bytes, context: Context) -> Any:
+        def act() -> dict[str, str]:
+            self._check(path, context)
+            return {"version": self.put(path, content)}
+
+        return self._at_once("write", path, act)
+
+    def on_delete(self, scope: object, path: str, context: Context) -> Any:
+        def act() -> None:
+            if path not in self.files:
+                raise FileNotFoundError(path)
+            self._check(path, context)
+            del self.files[path]
+
+        return self._at_once("delete", path, act)
+
+    def on_read(self, scope: object, path: str, context: Context) -> Any:
+        def act() -> bytes:
+            if path not in self.files:
+                raise FileNotFoundError(path)
+            self._check(path, context)
+            return self.files[path][0]
+
+        return self._at_once("read", path, act)
+
+    def on_list(self, scope: object, context: Context) -> Any:
+        return self._at_once("list", "", lambda: [self.ref(path) for path in sorted(self.files)])
+
+
 class Crate(BigShelf):
     """Small files come many at a time; the first that cannot be written ends it."""
 

@@ -8,10 +8,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.vfs.shelf import BigShelf, Crate, Ledger, put, routes
+from tests.vfs.shelf import BigShelf, Crate, Desk, Ledger, Shelf, put, routes
 from vfs.options import Options
 from vfs.session import Session
 from vfs.tree import KERNEL
@@ -43,6 +44,20 @@ async def test_a_renamed_directory_moves_in_one_transaction(tmp_path: Path, auto
         assert (await session.sync()).pending == 0
         assert ledger.contents == {f"/new/{n}": b"%d" % n for n in range(10)}
         assert [operation for operation, _ in ledger.calls] == ["commit"]
+
+
+@pytest.mark.parametrize("kind", [BigShelf, Ledger])
+async def test_a_receipt_names_a_file_that_was_stored_and_then_moved_where_it_is_only(
+    tmp_path: Path, autojump_clock: MockClock, kind: type[Shelf]
+) -> None:
+    shelf = kind()
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "old", b"x")
+        await trio.sleep(20)
+        assert shelf.contents == {"/old": b"x"}
+        session.rename(1, b"old", 1, b"new", 0, KERNEL)
+        receipt = await session.sync()
+        assert shelf.calls[-1][0] in ("move", "commit") and list(receipt.stored) == ["new"]
 
 
 async def test_one_file_that_is_refused_does_not_hold_up_the_others(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -101,7 +116,7 @@ async def test_a_rename_whose_answer_was_lost_ends_in_one_more_look(tmp_path: Pa
             assert f"/new{n}" in shelf.contents and f"/old{n}" not in shelf.contents
 
 
-def crated(tmp_path: Path, crate: Crate, concurrency: int = 4) -> Any:
+def crated(tmp_path: Path, crate: Shelf, concurrency: int = 4) -> Any:
     options = Options(refresh_interval=None, concurrency=concurrency, max_concurrency=concurrency)
     return Session.open("s", tmp_path, routes=routes(crate), options=options)
 
@@ -229,3 +244,35 @@ async def test_sync_callbacks_are_called_many_times_in_one_thread(tmp_path: Path
         assert len(threads) == 99, "what was written is not written again"
         await put(session, "7", b"long enough now")
         assert (await session.sync()).pending == 0
+
+
+async def test_many_deletes_of_sync_callbacks_are_made_in_one_thread(tmp_path: Path, autojump_clock: MockClock) -> None:
+    desk, threads = Desk(), set[int]()
+
+    def fault(operation: str, path: str) -> None:
+        if operation == "delete":
+            threads.add(threading.get_ident())
+            if path == "/d/7":
+                raise PermissionError(errno.EACCES, "no")
+
+    desk.fault = fault
+    async with crated(tmp_path, desk, 1) as session:
+        for n in range(40):
+            await put(session, f"d/{n}", b"%d" % n)
+        await session.sync()
+        desk.put("/d/5", b"theirs")
+        del desk.files["/d/9"]
+        directory = session.lookup(1, b"d").ino
+        session.rename(directory, b"3", 1, b"kept", 0, KERNEL)
+        for n in range(40):
+            if n != 3:
+                session.unlink(directory, b"%d" % n, KERNEL)
+        desk.log.clear()
+        receipt = await session.sync()
+        assert [reason.path for reason in receipt.reasons] == ["d/7"]
+        assert desk.contents == {"/kept": b"3", "/d/5": b"theirs", "/d/7": b"7"}
+        assert desk.log.count(("delete", "/d/20")) == 1
+        assert session.lookup(directory, b"5"), "what someone else has written is kept"
+        desk.fault = lambda operation, path: None
+        assert (await session.sync()).pending == 0
+        assert desk.contents.keys() == {"/kept", "/d/5"}

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.vfs.shelf import IN_MEMORY, BigShelf, Crash, Crate, Ledger, Shelf, routes
+from tests.vfs.shelf import IN_MEMORY, BigShelf, Crash, Crate, Desk, Ledger, Shelf, routes
 from vfs.fetch import AGAIN
 from vfs.fileref import FileRef
 from vfs.inode import Inode
@@ -176,7 +176,7 @@ async def run(program: Program, operations: list[tuple[Any, ...]], directory: Pa
     shelf = program.shelf
     operations = list(operations)
     options = Options(stop_timeout=0)
-    if isinstance(shelf, Crate):  # so that a few files are many
+    if isinstance(shelf, Crate | Desk):  # so that a few files are many
         options = Options(stop_timeout=0, concurrency=1, max_concurrency=1)
     while True:
         try:
@@ -197,7 +197,7 @@ async def run(program: Program, operations: list[tuple[Any, ...]], directory: Pa
             pass
 
 
-@pytest.mark.parametrize("kind", [Plain, Shelf, BigShelf, Crate, Ledger])
+@pytest.mark.parametrize("kind", [Plain, Shelf, BigShelf, Crate, Desk, Ledger])
 @settings(max_examples=150)
 @given(st.lists(operation, max_size=40), st.integers(0, 1 << 30), st.sampled_from([0.0, 0.3]))
 def test_the_persistence_ends_up_with_what_the_tree_says(
