@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ class Shelf:
     """
 
     async_library = "trio"
+    timeout = 30.0
 
     def __init__(self) -> None:
         self.files: dict[str, tuple[bytes, str]] = {}
@@ -162,6 +164,8 @@ class BigShelf(Shelf):
 class Desk(Shelf):
     """The same four, sync: they are called in threads, and many in one."""
 
+    timeout = math.inf  # a mocked clock does not wait for threads
+
     def _at_once(self, operation: str, path: str, act: Callable[[], Any]) -> Any:
         self.log.append((operation, path))
         self.fault(operation, path)
@@ -249,7 +253,8 @@ class Ledger(Shelf):
 
 
 def routes(target: object, **policy: Any) -> Routes:
-    return Routes([Route("", Persistence(target, name="shelf"), **policy)])
+    timeout = target.timeout if isinstance(target, Shelf) else 30.0
+    return Routes([Route("", Persistence(target, name="shelf", timeout=timeout), **policy)])
 
 
 def flaky(seed: int, rate: float) -> Callable[[str, str], None]:

@@ -4,7 +4,6 @@ files go out many at a time, each written or not."""
 from __future__ import annotations
 
 import errno
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.vfs.shelf import BigShelf, Crate, Desk, Ledger, Shelf, put, routes
+from vfs.call import Caller
 from vfs.options import Options
 from vfs.session import Session
 from vfs.tree import KERNEL
@@ -223,43 +223,58 @@ async def test_an_answer_about_many_that_is_lost_is_no_conflict(tmp_path: Path, 
         assert not lost and session.traffic.conflicts == 0
 
 
-async def test_sync_callbacks_are_called_many_times_in_one_thread(tmp_path: Path, autojump_clock: MockClock) -> None:
-    files: dict[str, bytes] = {}
-    threads: list[int] = []
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many calls were made in one thread, each time."""
+    counts: list[int] = []
+    each = Caller.call_each
 
-    def on_write(scope: object, path: str, content: bytes, context: object) -> None:
-        if path == "/7" and len(content) < 10:
+    async def counted(self: Caller, callback: str, seconds: float, calls: Any) -> Any:
+        counts.append(len(calls))
+        return await each(self, callback, seconds, calls)
+
+    monkeypatch.setattr(Caller, "call_each", counted)
+    return counts
+
+
+async def test_many_writes_of_sync_callbacks_are_made_in_one_thread(
+    tmp_path: Path, autojump_clock: MockClock, together: list[int]
+) -> None:
+    desk = Desk()
+
+    def fault(operation: str, path: str) -> None:
+        if (operation, path) == ("write", "/7"):
             raise PermissionError(errno.EACCES, "no")
-        threads.append(threading.get_ident())
-        files[path] = content
 
-    target = {"on_write": on_write, "on_delete": lambda scope, path, context: files.pop(path)}
-    options = Options(refresh_interval=None, concurrency=1, max_concurrency=1)
-    async with Session.open("s", tmp_path, routes=routes(target), options=options) as session:
+    desk.fault = fault
+    async with crated(tmp_path, desk, 1) as session:
         for n in range(100):
             await put(session, str(n), b"%d" % n)
         receipt = await session.sync()
         assert [reason.path for reason in receipt.reasons] == ["7"]
-        assert files == {f"/{n}": b"%d" % n for n in range(100) if n != 7}
-        assert len(threads) == 99, "what was written is not written again"
-        await put(session, "7", b"long enough now")
+        assert desk.contents == {f"/{n}": b"%d" % n for n in range(100) if n != 7}
+        assert desk.log.count(("write", "/20")) == 1, "what was written is not written again"
+        assert max(together) == 16
+        desk.fault = lambda operation, path: None
         assert (await session.sync()).pending == 0
+        assert desk.contents["/7"] == b"7"
 
 
-async def test_many_deletes_of_sync_callbacks_are_made_in_one_thread(tmp_path: Path, autojump_clock: MockClock) -> None:
-    desk, threads = Desk(), set[int]()
+async def test_many_deletes_of_sync_callbacks_are_made_in_one_thread(
+    tmp_path: Path, autojump_clock: MockClock, together: list[int]
+) -> None:
+    desk = Desk()
 
     def fault(operation: str, path: str) -> None:
-        if operation == "delete":
-            threads.add(threading.get_ident())
-            if path == "/d/7":
-                raise PermissionError(errno.EACCES, "no")
+        if (operation, path) == ("delete", "/d/7"):
+            raise PermissionError(errno.EACCES, "no")
 
     desk.fault = fault
     async with crated(tmp_path, desk, 1) as session:
         for n in range(40):
             await put(session, f"d/{n}", b"%d" % n)
         await session.sync()
+        together.clear()
         desk.put("/d/5", b"theirs")
         del desk.files["/d/9"]
         directory = session.lookup(1, b"d").ino
@@ -271,7 +286,7 @@ async def test_many_deletes_of_sync_callbacks_are_made_in_one_thread(tmp_path: P
         receipt = await session.sync()
         assert [reason.path for reason in receipt.reasons] == ["d/7"]
         assert desk.contents == {"/kept": b"3", "/d/5": b"theirs", "/d/7": b"7"}
-        assert desk.log.count(("delete", "/d/20")) == 1
+        assert desk.log.count(("delete", "/d/20")) == 1 and max(together) == 16
         assert session.lookup(directory, b"5"), "what someone else has written is kept"
         desk.fault = lambda operation, path: None
         assert (await session.sync()).pending == 0

@@ -177,7 +177,7 @@ async def run(program: Program, operations: list[tuple[Any, ...]], directory: Pa
     operations = list(operations)
     options = Options(stop_timeout=0)
     if isinstance(shelf, Crate | Desk):  # so that a few files are many
-        options = Options(stop_timeout=0, concurrency=1, max_concurrency=1)
+        options = Options(stop_timeout=0, concurrency=1, max_concurrency=1, read_timeout=shelf.timeout)
     while True:
         try:
             async with Session.open("s", directory, routes=routes(shelf), options=options) as session:
