@@ -1,8 +1,8 @@
 """Bucket: single requests to one bucket, each bounded in time, tried again where that may help, and counted.
 
-obstore carries content, in threads that a `Throttle` counts; boto3 says what obstore cannot (conditional deletes,
-copies, parts, versions), through `vfs.storage.wire`. Callers are `objects`, `multipart`, `sweep`, `lease` and `image`
-beside this module.
+obstore carries content, and `plain` the ranges that are read over http, in threads that a `Throttle` counts; boto3 says
+what obstore cannot (conditional deletes, copies, parts, versions), through `vfs.storage.wire`. Callers are `objects`,
+`multipart`, `sweep`, `lease` and `image` beside this module.
 
 Invariants: a read ends within `read_patience`, with its bytes or an OSError; a write is never abandoned while it may
 still arrive at the server; FileNotFoundError means that the object is absent, not that the question could not be
