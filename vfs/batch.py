@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from vfs import failpoints
 from vfs.callbacks import Change
-from vfs.capture import SMALL, Capture, Torn, capture
+from vfs.capture import SMALL, Torn, capture
 from vfs.fileref import FileRef
 from vfs.inode import Inode
 from vfs.persistence import Persistence
@@ -48,63 +49,48 @@ class _Step(msgspec.Struct):
 
 async def commit(session: PersistedSession, persistence: Persistence, paths: set[bytes]) -> set[bytes]:
     """Carry out what fits into one batch; the paths that were. They are claimed, all of them. Raises OSError."""
-    moves, writes, deletes = await _plan(session, persistence, paths)
-    steps = moves + writes + deletes
-    if not steps:
-        return set()
-    for step in moves + writes:
-        session.commit(Storing(step.path, step.ino, step.generation, step.size, step.checksum, step.source))
-    failpoints.reach("batch.before-answer")
-    refs = await persistence.commit([step.change for step in steps])
-    failpoints.reach("batch.before-record")
-    for step, ref in zip(steps, refs, strict=True):
-        if ref is None:
-            session.commit(Removed(step.path))
-            session.removed(step.path)
-        else:
-            _stored(session, step, ref)
-    return {step.path for step in steps}
+    return await _carry_out(session, persistence.commit, await _plan(session, persistence, paths))
 
 
 async def write_many(session: PersistedSession, persistence: Persistence, paths: set[bytes]) -> set[bytes]:
     """Write those that stand for themselves; the paths that were. They are claimed, all of them. Raises OSError."""
-    steps: list[_Step] = []
+    writes: list[_Step] = []
     for path in sorted(paths):
         want, held = session.writeback.transfer.desired(path), session.namespace.remote.get(path)
         if want is None or want.remote or want.size > LITTLE or _is_needed(session, held, want):
             continue
         if all(other == path for other in session.namespace.remote.paths(want.ino)):  # else it may be moved
             with contextlib.suppress(Torn):
-                async with capture(session, want) as captured:
-                    steps.append(_write(session, path, want, captured))
-    if not steps:
-        return set()
-    for step in steps:
-        session.commit(Storing(step.path, step.ino, step.generation, step.size, step.checksum))
-    failpoints.reach("batch.before-answer")
-    refs = await persistence.write_many([step.change for step in steps])
-    failpoints.reach("batch.before-record")
-    written = list(zip(steps, refs, strict=False))
-    for step, answered in written:
-        _stored(session, step, answered)
-    return {step.path for step, _ in written}
+                writes.append(await _write(session, path, want))
+    return await _carry_out(session, persistence.write_many, writes)
 
 
 async def delete_many(session: PersistedSession, persistence: Persistence, paths: set[bytes]) -> set[bytes]:
     """Delete those that no file needs any more; the paths that were. They are claimed, all of them. Raises OSError."""
-    transfer, namespace = session.writeback.transfer, session.namespace
-    deletes = [
-        _delete(session, path, held)
-        for path in sorted(paths)
-        if transfer.desired(path) is None
-        and (held := namespace.remote.get(path)) is not None
-        and held.ino not in namespace.inodes
-    ]
-    done = deletes[: await persistence.delete_many([step.change for step in deletes])] if deletes else []
+    return await _carry_out(session, persistence.delete_many, _deletes(session, paths, set()))
+
+
+async def _carry_out(
+    session: PersistedSession,
+    call: Callable[[Sequence[Change]], Awaitable[Sequence[FileRef | None]]],
+    steps: list[_Step],
+) -> set[bytes]:
+    """Have `call` answer for the first of these steps, and record what it has; the paths of those."""
+    if not steps:
+        return set()
+    for step in steps:
+        if step.change.kind != "delete":
+            session.commit(Storing(step.path, step.ino, step.generation, step.size, step.checksum, step.source))
+    failpoints.reach("batch.before-answer")
+    refs = await call([step.change for step in steps])
     failpoints.reach("batch.before-record")
-    for step in done:
-        session.commit(Removed(step.path))
-        session.removed(step.path)
+    done = steps[: len(refs)]
+    for step, ref in zip(done, refs, strict=True):
+        if ref is None:
+            session.commit(Removed(step.path))
+            session.removed(step.path)
+        else:
+            _stored(session, step, ref)
     return {step.path for step in done}
 
 
@@ -112,9 +98,7 @@ def _stored(session: PersistedSession, step: _Step, ref: FileRef) -> None:
     session.writeback.transfer.stored(step.path, step.ino, step.generation, step.size, ref, step.source)
 
 
-async def _plan(
-    session: PersistedSession, persistence: Persistence, paths: set[bytes]
-) -> tuple[list[_Step], list[_Step], list[_Step]]:
+async def _plan(session: PersistedSession, persistence: Persistence, paths: set[bytes]) -> list[_Step]:
     transfer, remote = session.writeback.transfer, session.namespace.remote
     moves: list[_Step] = []
     writes: list[_Step] = []
@@ -129,22 +113,23 @@ async def _plan(
             sources.add(source)
             moves.append(_move(session, path, want, source))
         elif not want.remote and want.size <= SMALL and size + want.size <= BYTES:
-            try:
-                async with capture(session, want) as captured:
-                    writes.append(_write(session, path, want, captured))
-            except Torn:
-                continue
-            size += want.size
-    fresh = {step.path for step in moves + writes}
-    deletes = [
+            with contextlib.suppress(Torn):
+                writes.append(await _write(session, path, want))
+                size += want.size
+    steps = moves + writes
+    return steps + _deletes(session, paths - sources, {step.path for step in steps})
+
+
+def _deletes(session: PersistedSession, paths: set[bytes], fresh: set[bytes]) -> list[_Step]:
+    """For those of the paths that hold nothing which a file needs, when the paths `fresh` have been stored."""
+    return [
         _delete(session, path, held)
-        for path in sorted(paths - sources)
-        if transfer.desired(path) is None
-        and (held := remote.get(path)) is not None
+        for path in sorted(paths)
+        if session.writeback.transfer.desired(path) is None
+        and (held := session.namespace.remote.get(path)) is not None
         and not _is_needed(session, held, None)
         and _is_elsewhere(session, path, held, fresh)
     ]
-    return moves, writes, deletes
 
 
 def _is_needed(session: PersistedSession, held: Entry | None, want: Inode | None) -> bool:
@@ -176,13 +161,15 @@ def _source(
     return None
 
 
-def _write(session: PersistedSession, path: bytes, want: Inode, captured: Capture) -> _Step:
-    context = session.writeback.transfer.context(path, want, session.namespace.remote.get(path))
-    context["size"], context["checksum"] = captured.size, captured.checksum
-    context["generation"], context["mtime_ns"] = captured.generation, captured.mtime_ns
-    change = Change("write", os.fsdecode(path), context, file=captured.file())
-    checksum = bytes.fromhex(captured.checksum)
-    return _Step(change, path, want.ino, captured.generation, captured.size, checksum)
+async def _write(session: PersistedSession, path: bytes, want: Inode) -> _Step:
+    """Raises Torn."""
+    async with capture(session, want) as captured:
+        context = session.writeback.transfer.context(path, want, session.namespace.remote.get(path))
+        context["size"], context["checksum"] = captured.size, captured.checksum
+        context["generation"], context["mtime_ns"] = captured.generation, captured.mtime_ns
+        change = Change("write", os.fsdecode(path), context, file=captured.file())
+        checksum = bytes.fromhex(captured.checksum)
+        return _Step(change, path, want.ino, captured.generation, captured.size, checksum)
 
 
 def _move(session: PersistedSession, path: bytes, want: Inode, source: bytes) -> _Step:

@@ -120,8 +120,7 @@ class Caller:
 
         try:
             with trio.move_on_after(seconds), contextlib.suppress(Exception, SystemExit):
-                async with self._slots:
-                    await trio.to_thread.run_sync(each, limiter=self._threads, abandon_on_cancel=True)
+                await self._in_thread(each)
         finally:
             over.set()
         return answers
@@ -140,14 +139,16 @@ class Caller:
         if _is_async(function):
             answer: Any = function(*arguments)
         else:
-            async with self._slots:
-                call = functools.partial(_collected, function, arguments, life)
-                answer = await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+            answer = await self._in_thread(functools.partial(_collected, function, arguments, life))
         if not isinstance(answer, AsyncIterable | Awaitable):
             return answer
         if library == "trio":
             return await _awaited(answer, life.extend)
         return await self._loop.run(answer, life, None if library == "asyncio" else library)
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        async with self._slots:
+            return await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
 
     def _os_error(self, e: BaseException, callback: str, subject: str) -> OSError:
         e = single(e)

@@ -47,7 +47,7 @@ class Pace:
         has come since a `turn` found a lull."""
         if self._is_urgent():
             return ALL
-        if self._requests() != self._free_at:
+        if not self.is_lull:
             return 0
         most, self._next = self._next, min(2 * self._next, ALL)
         self.again_at = trio.current_time() + LULL

@@ -221,12 +221,10 @@ class Persistence:
 
     async def commit(self, changes: Sequence[Change], context: Context | None = None) -> Sequence[FileRef | None]:
         """Carry out all changes or none. Answers for each write and move what `write` would, for each delete None."""
-        size = sum(change.context.get("size", 0) for change in changes)
-        outward = [self._change(change) for change in changes]
-        answer = await self._call("on_commit", changes[0].path, "commit", context, outward, moving=size)
+        answer = await self._call_many("on_commit", "commit", changes, context)
         if answer is None:
             answer = [None] * len(changes)
-        if not isinstance(answer, Sequence) or isinstance(answer, str | bytes) or len(answer) != len(changes):
+        if not _is_sequence(answer) or len(answer) != len(changes):
             raise self._caller.bad_answer("on_commit", changes[0].path, f"{len(changes)} outcomes or None", answer)
         return [
             None if change.kind == "delete" else self._outcome("on_commit", change.path, outcome, change.context)
@@ -238,13 +236,18 @@ class Persistence:
         written."""
         if "on_write_many" not in self.can:
             return await self._write_each(changes)
-        size = sum(change.context.get("size", 0) for change in changes)
-        outward = [self._change(change) for change in changes]
-        answer = await self._call("on_write_many", changes[0].path, "write", context, outward, moving=size)
-        if not isinstance(answer, Sequence) or isinstance(answer, str | bytes) or len(answer) > len(changes):
+        answer = await self._call_many("on_write_many", "write", changes, context)
+        if not _is_sequence(answer) or len(answer) > len(changes):
             raise self._caller.bad_answer("on_write_many", changes[0].path, f"at most {len(changes)} outcomes", answer)
         written = zip(changes, answer, strict=False)
         return [self._outcome("on_write_many", change.path, outcome, change.context) for change, outcome in written]
+
+    async def _call_many(
+        self, callback: str, operation: Literal["write", "commit"], changes: Sequence[Change], context: Context | None
+    ) -> Any:
+        size = sum(change.context.get("size", 0) for change in changes)
+        outward = [self._change(change) for change in changes]
+        return await self._call(callback, changes[0].path, operation, context, outward, moving=size)
 
     async def _write_each(self, changes: Sequence[Change]) -> Sequence[FileRef]:
         """By calls of a sync on_write in one thread, for a thread costs more than most of them."""
@@ -258,11 +261,11 @@ class Persistence:
                 refs.append(self._outcome("on_write", change.path, answer, change.context))
         return refs
 
-    async def delete_many(self, changes: Sequence[Change]) -> int:
-        """Delete files, where that `deletes_many`; how many of the first of them were."""
+    async def delete_many(self, changes: Sequence[Change]) -> Sequence[None]:
+        """Delete files, where that `deletes_many`. Answers None for the first of them, as many as were deleted."""
         outward = [self._change(change) for change in changes]
         calls = [(self._scope, change.path, change.context) for change in outward]
-        return len(await self._each("on_delete", changes, calls))
+        return [None for _ in await self._each("on_delete", changes, calls)]
 
     async def _each(
         self, callback: str, changes: Sequence[Change], calls: Sequence[tuple[object, ...]]
@@ -379,6 +382,10 @@ class Persistence:
             mode=context.get("mode"),
             metadata=metadata,
         )
+
+
+def _is_sequence(answer: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(answer, Sequence) and not isinstance(answer, str | bytes)
 
 
 def _is_still(answer: object) -> TypeGuard[memoryview]:

@@ -86,41 +86,44 @@ class Shelf:
         if found != context["if_version"]:
             raise Conflict(path, found)
 
-    async def on_write(self, scope: object, path: str, content: bytes, context: Context) -> dict[str, str]:
-        def act() -> dict[str, str]:
-            self._check(path, context)
-            assert hashlib.sha256(content).hexdigest() == context["checksum"]
-            self.contexts[path] = context
-            return {"version": self.put(path, content)}
+    def _write(self, path: str, content: bytes, context: Context) -> dict[str, str]:
+        self._check(path, context)
+        assert hashlib.sha256(content).hexdigest() == context["checksum"]
+        self.contexts[path] = context
+        return {"version": self.put(path, content)}
 
-        answer: dict[str, str] = await self._carry_out("write", path, act)
-        return answer
+    def _delete(self, path: str, context: Context) -> None:
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        self._check(path, context)
+        del self.files[path]
 
-    async def on_delete(self, scope: object, path: str, context: Context) -> None:
-        def act() -> None:
-            if path not in self.files:
-                raise FileNotFoundError(path)
-            self._check(path, context)
-            del self.files[path]
+    def _read(self, path: str, context: Context) -> bytes:
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        self._check(path, context)
+        return self.files[path][0]
 
-        await self._carry_out("delete", path, act)
-
-    async def on_read(self, scope: object, path: str, context: Context) -> bytes:
-        def act() -> bytes:
-            if path not in self.files:
-                raise FileNotFoundError(path)
-            self._check(path, context)
-            return self.files[path][0]
-
-        content: bytes = await self._carry_out("read", path, act)
-        return content
+    def _list(self) -> list[FileRef]:
+        return [self.ref(path) for path in sorted(self.files)]
 
     def ref(self, path: str) -> FileRef:
         content, version = self.files[path]
         return FileRef(path=path, size=len(content), version=version, created_at=datetime.now(UTC))
 
+    async def on_write(self, scope: object, path: str, content: bytes, context: Context) -> dict[str, str]:
+        answer: dict[str, str] = await self._carry_out("write", path, lambda: self._write(path, content, context))
+        return answer
+
+    async def on_delete(self, scope: object, path: str, context: Context) -> None:
+        await self._carry_out("delete", path, lambda: self._delete(path, context))
+
+    async def on_read(self, scope: object, path: str, context: Context) -> bytes:
+        content: bytes = await self._carry_out("read", path, lambda: self._read(path, context))
+        return content
+
     async def on_list(self, scope: object, context: Context) -> list[FileRef]:
-        refs: list[FileRef] = await self._carry_out("list", "", lambda: [self.ref(path) for path in sorted(self.files)])
+        refs: list[FileRef] = await self._carry_out("list", "", self._list)
         return refs
 
 
@@ -144,14 +147,8 @@ class BigShelf(Shelf):
         return answer
 
     async def on_read_range(self, scope: object, path: str, offset: int, size: int, context: Context) -> bytes:
-        def act() -> bytes:
-            if path not in self.files:
-                raise FileNotFoundError(path)
-            self._check(path, context)
-            return self.files[path][0][offset : offset + size]
-
-        content: bytes = await self._carry_out("read_range", path, act)
-        return content
+        content: bytes = await self._carry_out("read_range", path, lambda: self._read(path, context))
+        return content[offset : offset + size]
 
     async def on_write_file(self, scope: object, path: str, file: BinaryIO, context: Context) -> dict[str, str]:
         content = bytearray()
@@ -175,36 +172,24 @@ class Desk(Shelf):
         return answer
 
     def on_write(self, scope: object, path: str, content: bytes, context: Context) -> Any:
-        def act() -> dict[str, str]:
-            self._check(path, context)
-            return {"version": self.put(path, content)}
-
-        return self._at_once("write", path, act)
+        return self._at_once("write", path, lambda: self._write(path, content, context))
 
     def on_delete(self, scope: object, path: str, context: Context) -> Any:
-        def act() -> None:
-            if path not in self.files:
-                raise FileNotFoundError(path)
-            self._check(path, context)
-            del self.files[path]
-
-        return self._at_once("delete", path, act)
+        return self._at_once("delete", path, lambda: self._delete(path, context))
 
     def on_read(self, scope: object, path: str, context: Context) -> Any:
-        def act() -> bytes:
-            if path not in self.files:
-                raise FileNotFoundError(path)
-            self._check(path, context)
-            return self.files[path][0]
-
-        return self._at_once("read", path, act)
+        return self._at_once("read", path, lambda: self._read(path, context))
 
     def on_list(self, scope: object, context: Context) -> Any:
-        return self._at_once("list", "", lambda: [self.ref(path) for path in sorted(self.files)])
+        return self._at_once("list", "", self._list)
 
 
 class Crate(BigShelf):
     """Small files come many at a time; the first that cannot be written ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crates: list[tuple[int, int]] = []  # how many came, and how many were written
 
     async def on_write_many(self, scope: object, changes: Sequence[Change], context: Context) -> list[dict[str, str]]:
         written: list[dict[str, str]] = []
@@ -213,10 +198,6 @@ class Crate(BigShelf):
                 written.append(await self.on_write(scope, change.path, change.content(), change.context))
         self.crates.append((len(changes), len(written)))
         return written
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.crates: list[tuple[int, int]] = []  # how many came, and how many were written
 
 
 class Ledger(Shelf):
