@@ -67,6 +67,10 @@ class BlockMap:
             if not self._present[block >> 3] >> (block & 7) & 1:
                 yield block
 
+    def lacks(self, blocks: Sequence[int]) -> bool:
+        """Whether one of them is absent; they follow each other."""
+        return next(self.absent(blocks[0], blocks[-1] + 1), None) is not None
+
     def extent(self, block: int) -> tuple[int, int]:
         """Offset and end of what of the block is the persistence's."""
         return block * BLOCK, min((block + 1) * BLOCK, self.limit)

@@ -5,10 +5,9 @@ place; asyncio's run in an asyncio loop, the integrator's own or one in a thread
 call. Which library, in this order: what the caller of `Caller` says; an attribute `async_library` ("trio" or
 "asyncio") of the function or of the object that has it; trio if the function's module imports trio; else asyncio.
 
-Invariants: a call ends by its time-out whatever the callback does, one that yields values (a listing) when none has
-come for that long, or in `LONGEST` time-outs; a callback that hangs in a thread keeps that
-thread but not a slot, so others go on (until `HUNG_THREADS` of them hang); an unexpected exception is logged with
-its traceback once.
+Invariants: a call ends by its time-out whatever the callback does, one that yields values when none has come for that
+long (a listing: or in `LONGEST` time-outs); a callback that hangs in a thread keeps that thread but not a slot, so
+others go on (until `HUNG_THREADS` of them hang); an unexpected exception is logged with its traceback once.
 """
 
 from __future__ import annotations
@@ -22,9 +21,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import cachetools
 import trio
@@ -42,6 +52,8 @@ LONGEST = 20  # time-outs after which also a listing that goes on ends
 TOLD_EVERY, TOLD_VALUES = 1.0, 16  # seconds, or values, after which one that goes on is given more time
 EACH_END = 0.1  # seconds after which no other of many calls is begun
 STOP_SECONDS = 5.0  # what tasks of our own asyncio loop get to end after they were cancelled
+
+_END: Final = object()
 
 _ERRNO: tuple[tuple[type[OSError], int], ...] = (  # of an OSError that was raised without one
     (FileNotFoundError, errno.ENOENT),
@@ -89,13 +101,35 @@ class Caller:
 
         Raises an OSError with the callback's errno, ETIMEDOUT after `seconds`, EIO for all else.
         """
+        with self._bounded(callback, subject, seconds) as life:
+            return await self._answer(callback, arguments, life)
+
+    async def values(self, callback: str, subject: str, seconds: float, *arguments: object) -> AsyncGenerator[Any]:
+        """What the callback yields, as it comes, each value within `seconds`. Raises as `call` does."""
+        with self._bounded(callback, subject, seconds) as life:
+            values = await self._values(callback, arguments, life)
+        try:
+            while True:
+                with self._bounded(callback, subject, seconds) as life:
+                    value = await values.next(life)
+                if value is _END:
+                    return
+                yield value
+        finally:
+            with trio.move_on_after(STOP_SECONDS, shield=True) as scope, contextlib.suppress(Exception):
+                await values.close(_Life(scope, STOP_SECONDS))
+
+    @contextlib.contextmanager
+    def _bounded(self, callback: str, subject: str, seconds: float) -> Iterator[_Life]:
+        """What a block with a callback in it raises, as an OSError; it ends when the life ends."""
         with trio.move_on_after(seconds) as scope:
             try:
-                return await self._answer(callback, arguments, _Life(scope, seconds))
+                yield _Life(scope, seconds)
             except (Exception, SystemExit) as e:
                 raise self._os_error(e, callback, subject) from e
-        log.warning("%s: %s(%r) did not answer within %g s", self.name, callback, subject, seconds)
-        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), subject)
+        if scope.cancelled_caught:
+            log.warning("%s: %s(%r) did not answer within %g s", self.name, callback, subject, seconds)
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), subject)
 
     def is_sync(self, callback: str) -> bool:
         return callback in self._functions and not _is_async(self._functions[callback])
@@ -142,9 +176,21 @@ class Caller:
             answer = await self._in_thread(functools.partial(_collected, function, arguments, life))
         if not isinstance(answer, AsyncIterable | Awaitable):
             return answer
+        return await self._awaited(library, answer, life)
+
+    async def _awaited(self, library: AsyncLibrary, answer: AsyncIterable[Any] | Awaitable[Any], life: _Life) -> Any:
         if library == "trio":
             return await _awaited(answer, life.extend)
         return await self._loop.run(answer, life, None if library == "asyncio" else library)
+
+    async def _values(self, callback: str, arguments: tuple[object, ...], life: _Life) -> _Values:
+        function, library = self._functions[callback], self._library[callback]
+        awaited = functools.partial(self._awaited, library)
+        call = functools.partial(function, *arguments)
+        answer = call() if _is_async(function) else await self._in_thread(call)
+        if isinstance(answer, Awaitable):
+            answer = await awaited(answer, life)
+        return _Values(answer, awaited, self._in_thread)
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         async with self._slots:
@@ -246,6 +292,32 @@ class _Life:
 
     def extend(self) -> None:
         self._scope.deadline = min(self._last, trio.current_time() + self._seconds)
+
+
+class _Values:
+    """What a callback yields, one by one; where it is sync, in threads, as its code may block."""
+
+    def __init__(
+        self,
+        answer: AsyncIterable[Any] | Iterable[Any],
+        awaited: Callable[[Awaitable[Any], _Life], Awaitable[Any]],
+        in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
+    ) -> None:
+        self._values = aiter(answer) if isinstance(answer, AsyncIterable) else iter(answer)
+        self._awaited = awaited
+        self._in_thread = in_thread
+
+    async def next(self, life: _Life) -> Any:
+        """_END: there are no more."""
+        if isinstance(self._values, AsyncIterator):
+            return await self._awaited(anext(self._values, _END), life)
+        return await self._in_thread(functools.partial(next, self._values, _END))
+
+    async def close(self, life: _Life) -> None:
+        if isinstance(self._values, AsyncGenerator):
+            await self._awaited(self._values.aclose(), life)
+        elif isinstance(self._values, Generator):
+            await self._in_thread(self._values.close)
 
 
 def _collected(function: Callable[..., Any], arguments: tuple[object, ...], life: _Life) -> Any:

@@ -32,12 +32,14 @@ __all__ = [
     "OnMove",
     "OnRead",
     "OnReadRange",
+    "OnReadStream",
     "OnSaveImage",
     "OnStat",
     "OnWrite",
     "OnWriteFile",
     "OnWriteMany",
     "Outcome",
+    "PIECE",
     "discover",
     "load",
     "made",
@@ -45,6 +47,8 @@ __all__ = [
 
 T = TypeVar("T")
 MaybeAsync: TypeAlias = T | Awaitable[T]
+PIECE = 4 << 20  # bytes; see OnReadStream
+
 Outcome: TypeAlias = FileRef | Mapping[str, Any] | None
 """What a write answers: metadata to keep with the file (its key "version" is the new version), a whole FileRef, or
 nothing."""
@@ -140,6 +144,15 @@ class OnReadRange(Protocol):
     ) -> MaybeAsync[bytes]: ...
 
 
+class OnReadStream(Protocol):
+    """As `on_read_range`, for tens of MiB at once and beside it: what is read far ahead. Yields the bytes in pieces of
+    any size; such of PIECE bytes are not copied."""
+
+    def on_read_stream(
+        self, scope: Any, path: str, offset: int, size: int, context: Context, /
+    ) -> MaybeAsync[Iterable[bytes]] | AsyncIterable[bytes]: ...
+
+
 class OnWriteFile(Protocol):
     """As `on_write`, with the content as a binary file that is open, at its beginning, during the call."""
 
@@ -181,6 +194,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "on_stat": ("scope", "path", "context"),
     "on_read": ("scope", "path", "context"),
     "on_read_range": ("scope", "path", "offset", "size", "context"),
+    "on_read_stream": ("scope", "path", "offset", "size", "context"),
     "on_write": ("scope", "path", "content", "context"),
     "on_write_file": ("scope", "path", "file", "context"),
     "on_write_many": ("scope", "changes", "context"),

@@ -1,22 +1,26 @@
 """Fetches: blocks on their way from the persistence into backing files.
 
 Each block is fetched once however many readers want it, by a task of the session, so a reader that goes away takes
-nothing with it. `Hydration` is who asks; `Fills` brings what comes into the backing file.
+nothing with it; only who wants a block that a stream has not come near does not wait for that. `Hydration` is who asks;
+`Fills` brings what comes into the backing file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import cachetools
 import trio
 
 from vfs.blockmap import BLOCK
-from vfs.callbacks import Context
+from vfs.callbacks import PIECE, Context
 from vfs.errors import Conflict, error
 from vfs.fill import Fills
 from vfs.inode import Inode
@@ -34,7 +38,10 @@ __all__ = ["SPAN", "Fetches"]
 log = logging.getLogger(__name__)
 
 SPAN = 32  # blocks of one request at most: 8 MiB
+STREAM = 128  # of one that is answered in pieces
 AT_ONCE = 16  # requests in flight
+STREAMS = 8  # in flight beside them
+NEAR = 2  # pieces of a stream that who wants one waits for
 PAUSES = (0.1, 0.5, 2.0)  # seconds before each retry
 WAITED = 1.0  # seconds; who got nothing after so many is not made to wait for the same once more:
 AGAIN = 0.1  # the kernel asks a second time for one read(2), within so many seconds
@@ -43,11 +50,14 @@ LONG = 5.0  # a persistence that took so many seconds to fail has tried again by
 
 
 class _Fetch:
-    """Some blocks on their way: `here` when who reads them can have them, `done` when they are in the backing file."""
+    """`blocks` of a file on their way, -1 for all of it: `here` when who reads them can have them, `done` when they are
+    in the backing file; `is_near` when they are asked for or their stream comes to them."""
 
-    __slots__ = ("done", "error", "here")
+    __slots__ = ("blocks", "done", "error", "here", "is_near")
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: Sequence[int]) -> None:
+        self.blocks = blocks
+        self.is_near = False
         self.here = trio.Event()
         self.done = trio.Event()
         self.error: OSError | None = None
@@ -61,6 +71,7 @@ class Fetches:
         self._fills = fills
         self._running: dict[tuple[int, int], _Fetch] = {}
         self._slots = trio.Semaphore(AT_ONCE)
+        self._streams = trio.Semaphore(STREAMS)
         self._unsized: cachetools.TTLCache[int, OSError] = cachetools.TTLCache(10_000, SOON, timer=trio.current_time)
         self._told: cachetools.TTLCache[int, OSError] = cachetools.TTLCache(1000, AGAIN, timer=trio.current_time)
 
@@ -69,10 +80,12 @@ class Fetches:
         (`ls -l`, of file after file) gets the same error."""
         if (failed := self._unsized.get(inode.ino)) is not None:
             raise failed.with_traceback(None)
-        fetch = self._begin(inode, -1)
+        [fetch] = self._begin(inode, [-1])
         await self._wait(fetch, fetch.done)
 
-    async def need(self, inode: Inode, first: int, end: int, reading: tuple[int, int] | None = None) -> bool:
+    async def need(
+        self, inode: Inode, first: int, end: int, reading: tuple[int, int] | None = None, *, at_once: bool = True
+    ) -> bool:
         """The blocks are here, or the file is no more; whether that had to be waited for. Errors are those of the
         persistence, EIO where it says that nothing is there. For who is `reading` (offset, end) it is enough that the
         bytes are in memory: a slow disk holds up nobody who reads."""
@@ -86,7 +99,7 @@ class Fetches:
             waited = True
             began = trio.current_time()
             try:
-                for fetch in self.start(inode, absent):
+                for fetch in self.start(inode, absent, at_once=at_once):
                     await self._wait(fetch, fetch.done if reading is None or fetch.here.is_set() else fetch.here)
             except OSError as e:
                 if trio.current_time() > began + WAITED:
@@ -102,84 +115,101 @@ class Fetches:
         if fetch.error is not None:
             raise fetch.error
 
-    def start(self, inode: Inode, blocks: Iterable[int]) -> list[_Fetch]:
-        """Have the blocks fetched, in runs, unless they are already; what to wait for."""
-        waiting: dict[_Fetch, None] = {}
-        run: list[int] = []
-        whole = not self._by_range(inode)
+    def start(self, inode: Inode, blocks: Iterable[int], *, at_once: bool = False) -> list[_Fetch]:
+        """Have the blocks fetched, in runs, unless they are already (`at_once`: and are near); what to wait for."""
+        blocks, waiting, run = list(blocks), dict[_Fetch, None](), list[int]()
+        if blocks and not self._by_range(inode):
+            return self._begin(inode, [-1])
+        longest = SPAN if at_once else self.longest(inode)
         for block in blocks:
-            running = self._running.get((inode.ino, -1 if whole else block))
-            if running is not None:
+            running = self._running.get((inode.ino, block))
+            if running is not None and (running.is_near or not at_once):
                 waiting[running] = None
-            elif whole:
-                return [self._begin(inode, -1)]
-            elif run and block == run[-1] + 1 and len(run) < SPAN:
+            elif run and block == run[-1] + 1 and len(run) < longest:
                 run.append(block)
             else:
-                if run:
-                    waiting[self._begin(inode, *run)] = None
+                waiting.update(dict.fromkeys(self._begin(inode, run)))
                 run = [block]
-        if run:
-            waiting[self._begin(inode, *run)] = None
+        waiting.update(dict.fromkeys(self._begin(inode, run)))
         return list(waiting)
 
+    def longest(self, inode: Inode) -> int:
+        """Blocks that are fetched by one request at most."""
+        persistence = self._persistence(inode)
+        return STREAM if persistence is not None and persistence.streams else SPAN
+
     def _by_range(self, inode: Inode) -> bool:
-        newest = self.namespace.remote.newest(inode.ino)
-        if newest is None:
+        if self.namespace.remote.newest(inode.ino) is None:
             return True
-        persistence = self.session.place(newest[0]).route.persistence
+        persistence = self._persistence(inode)
         return persistence is not None and "on_read_range" in persistence.can
 
-    def _begin(self, inode: Inode, *blocks: int) -> _Fetch:
-        """Fetch these blocks, which follow each other; -1: the whole file."""
-        running = self._running.get((inode.ino, blocks[0]))
-        if running is not None:
-            return running
-        fetch = _Fetch()
-        for block in blocks:
-            self._running[inode.ino, block] = fetch
-        self.session.spawn(self._run, inode, fetch, blocks)
-        return fetch
+    def _persistence(self, inode: Inode) -> Persistence | None:
+        newest = self.namespace.remote.newest(inode.ino)
+        return None if newest is None else self.session.place(newest[0]).route.persistence
 
-    async def _run(self, inode: Inode, fetch: _Fetch, blocks: tuple[int, ...]) -> None:
-        began = trio.current_time()
+    def _begin(self, inode: Inode, blocks: Sequence[int]) -> list[_Fetch]:
+        """Fetch these blocks, which follow each other; [-1]: the whole file."""
+        if blocks == [-1] and (running := self._running.get((inode.ino, -1))) is not None:
+            return [running]
+        size = SPAN if len(blocks) <= SPAN else PIECE // BLOCK
+        fetches = [_Fetch(blocks[at : at + size]) for at in range(0, len(blocks), size)]
+        for nth, fetch in enumerate(fetches):
+            fetch.is_near = nth < NEAR
+            for block in fetch.blocks:
+                self._running[inode.ino, block] = fetch
+        if fetches:
+            self.session.spawn(self._run, inode, deque(fetches))
+        return fetches
+
+    async def _run(self, inode: Inode, fetches: deque[_Fetch]) -> None:
+        began, failed = trio.current_time(), None
         try:
-            async with self._slots:
-                await self._persistently(inode, fetch, blocks)
+            async with self._slots if len(fetches) == 1 else self._streams:
+                await self._persistently(inode, fetches)
         except OSError as e:
-            fetch.error = e
+            failed = e
             if inode.ino in self.hydration.unsized and trio.current_time() > began + LONG:
                 self._unsized[inode.ino] = e
         except Exception as e:
             log.exception("%s: fetching content of inode %d failed", self.session.id, inode.ino)
-            fetch.error = error(errno.EIO, f"inode {inode.ino}", f"{type(e).__name__}: {e}")
+            failed = error(errno.EIO, f"inode {inode.ino}", f"{type(e).__name__}: {e}")
         finally:
-            for block in blocks:
-                del self._running[inode.ino, block]
-            fetch.here.set()
-            fetch.done.set()
+            for fetch in fetches:
+                self._finish(inode, fetch, failed)
 
-    async def _persistently(self, inode: Inode, fetch: _Fetch, blocks: tuple[int, ...]) -> None:
-        """A few tries; at once where the path or the version has changed meanwhile."""
-        for pause in (*PAUSES, None):
-            began = trio.current_time()
+    def _finish(self, inode: Inode, fetch: _Fetch, failed: OSError | None = None) -> None:
+        for block in fetch.blocks:
+            if self._running.get((inode.ino, block)) is fetch:
+                del self._running[inode.ino, block]
+        fetch.error = failed
+        fetch.here.set()
+        fetch.done.set()
+
+    async def _persistently(self, inode: Inode, fetches: deque[_Fetch]) -> None:
+        """A few tries, after each that brought nothing; at once where the path or the version has changed meanwhile."""
+        tries = 0
+        while tries <= len(PAUSES):
+            began, left = trio.current_time(), len(fetches)
             source = self._source(inode)
             try:
-                await self._once(inode, fetch, blocks, *source)
+                await self._once(inode, fetches, *source)
                 return
             except Conflict as e:
+                tries += 1
                 if self._source(inode) == source:
                     await self._changed(inode, *source, e)
             except OSError as e:
                 if self.namespace.inodes.get(inode.ino) is not inode or not inode.remote:
                     return
+                tries = 1 if len(fetches) < left else tries + 1
                 if self._source(inode) != source:
                     continue
                 final = isinstance(e, FileNotFoundError) or e.errno == errno.EFBIG
-                if final or pause is None or trio.current_time() > began + LONG:
+                if final or tries > len(PAUSES) or trio.current_time() > began + LONG:
                     raise
                 log.warning("%s: %s cannot be read: %s; it is tried again", self.session.id, os.fsdecode(source[0]), e)
-                await trio.sleep(pause)
+                await trio.sleep(PAUSES[tries - 1])
         raise error(errno.EIO, f"inode {inode.ino}", "it changes in the persistence faster than it can be read")
 
     def _source(self, inode: Inode) -> tuple[bytes, Entry]:
@@ -188,7 +218,7 @@ class Fetches:
             raise error(errno.EIO, f"inode {inode.ino}", "the persistence does not hold its content any more")
         return newest
 
-    async def _once(self, inode: Inode, fetch: _Fetch, blocks: tuple[int, ...], path: bytes, entry: Entry) -> None:
+    async def _once(self, inode: Inode, fetches: deque[_Fetch], path: bytes, entry: Entry) -> None:
         persistence = self.session.place(path).route.persistence
         if persistence is None:
             raise error(errno.EIO, path, "there is no persistence to read it from")
@@ -200,20 +230,37 @@ class Fetches:
         name = os.fsdecode(path)
         if entry.size == UNKNOWN_SIZE:
             await self._size_up(persistence, inode, path, entry, context)
-        elif blocks[0] < 0:
+        elif fetches[0].blocks[0] < 0:
             content = await persistence.read(name, context)
             if len(content) != entry.size:
                 raise Conflict(name)
             await self._fills.into(inode, entry, content, 0)
+        elif len(fetches) == 1:
+            view = await persistence.read_view(name, *_extent(fetches, entry.size), context)
+            await self._arrived(inode, fetches, path, entry, view)
         else:
-            offset = blocks[0] * BLOCK
-            wanted = min(len(blocks) * BLOCK, entry.size - offset)
-            view = await persistence.read_view(name, offset, wanted, context)
-            if len(view) != wanted:
+            stream = persistence.read_stream(name, *_extent(fetches, entry.size), context)
+            async with contextlib.aclosing(stream) as pieces:
+                async for piece in pieces:
+                    await self._arrived(inode, fetches, path, entry, piece)
+            if fetches:
                 raise Conflict(name)
-            self.hydration.fresh.keep(inode, entry.generation, offset, view)
-            fetch.here.set()
-            await self._fills.into(inode, entry, view, blocks[0])
+
+    async def _arrived(
+        self, inode: Inode, fetches: deque[_Fetch], path: bytes, entry: Entry, piece: bytes | memoryview
+    ) -> None:
+        fetch = fetches[0]
+        offset, size = _extent([fetch], entry.size)
+        if len(piece) != size:
+            raise Conflict(os.fsdecode(path))
+        for near in itertools.islice(fetches, 1, 1 + NEAR):
+            near.is_near = True
+        if inode.remote and self.hydration.map(inode).lacks(fetch.blocks):
+            self.hydration.fresh.keep(inode, entry.generation, offset, piece)
+        fetch.here.set()
+        await self._fills.into(inode, entry, piece, fetch.blocks[0])
+        fetches.popleft()
+        self._finish(inode, fetch)
 
     async def _size_up(
         self, persistence: Persistence, inode: Inode, path: bytes, entry: Entry, context: Context
@@ -257,3 +304,9 @@ class Fetches:
         known = self.hydration.map(inode)
         known.truncate(0)
         self.hydration.check_complete(inode, known)
+
+
+def _extent(fetches: Sequence[_Fetch], limit: int) -> tuple[int, int]:
+    """Offset and size of all their blocks together, in a file of `limit` bytes."""
+    offset = fetches[0].blocks[0] * BLOCK
+    return offset, min((fetches[-1].blocks[-1] + 1) * BLOCK, limit) - offset

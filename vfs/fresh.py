@@ -2,7 +2,8 @@
 
 They are in the backing file too; reading them there again would cost a copy for each request. A generation of a file
 has one content, so bytes kept for a generation are right as long as the file is of it, whatever is evicted or fetched
-anew. A span goes when it has been read to its end, when the file is closed, or as the oldest when there is too much.
+anew. A span goes when it has been read to its end, when the file is closed, or when there is too much: then what is
+furthest ahead in the file that is here longest.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from vfs.inode import Inode
 
 __all__ = ["Fresh"]
 
-MOST = 96 << 20  # bytes: what read-ahead asks for at most (`vfs.readahead`), and half as much
+MOST = 96 << 20  # bytes
 
 
 class _Span:
@@ -34,7 +35,7 @@ class Fresh:
         self.bytes += len(content)
         while self.bytes > MOST:
             oldest = next(iter(self._spans))
-            self._drop(oldest, self._spans[oldest][0])
+            self._drop(oldest, max(self._spans[oldest], key=lambda span: span.start))
 
     def has(self, inode: Inode, offset: int, end: int) -> bool:
         return bool(self._covering(inode, offset, end))

@@ -17,7 +17,7 @@ from vfs.fetch import SPAN, Fetches
 from vfs.fill import Fills
 from vfs.fresh import Fresh
 from vfs.inode import Inode
-from vfs.readahead import ReadAhead
+from vfs.readahead import MUCH, ReadAhead
 from vfs.records import Adopt, Evicted, Hydrated, Reclaim, Record, Renewed
 from vfs.remote import UNKNOWN_SIZE
 
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Hydration"]
 
-
 PARALLEL = 8  # requests under way for a file that is fetched as a whole
+FAR = 1024  # blocks: 256 MiB, ahead of who reads what comes in streams
+CACHES = 4  # times as much has room in the cache
 
 
 class Hydration:
@@ -101,10 +102,16 @@ class Hydration:
         if end <= offset or not inode.remote:
             return False
         first, last = offset // BLOCK, (end - 1) // BLOCK
-        ahead = self._ahead.wanted(inode.ino, offset, end)
+        ahead = self._ahead.wanted(inode.ino, offset, end, self._far(inode))
         if ahead is not None:
             self._fetches.start(inode, self.map(inode).absent(*ahead))
         return await self._fetches.need(inode, first, last + 1, (offset, end))
+
+    def _far(self, inode: Inode) -> int:
+        """Blocks to be fetched ahead at most."""
+        limit = self.session.policy.cache_bytes
+        has_room = limit is None or limit >= CACHES * FAR * BLOCK
+        return FAR if has_room and self._fetches.longest(inode) > SPAN else MUCH
 
     async def before_write(self, inode: Inode, offset: int, length: int) -> None:
         """Blocks that will be written in part are here when this returns, and nothing has been awaited since."""
@@ -163,11 +170,10 @@ class Hydration:
         more."""
         await self.settle(inode)
         while inode.remote and self.namespace.inodes.get(inode.ino) is inode:
-            known = self.map(inode)
-            absent = list(known.absent(0, known.blocks))
-            for at in range(0, len(absent), SPAN):
-                self._fetches.start(inode, absent[at : at + PARALLEL * SPAN])
-                await self._fetches.need(inode, absent[at], absent[min(at + SPAN, len(absent)) - 1] + 1)
+            step = self._fetches.longest(inode)
+            for first in range(0, self.map(inode).blocks, step):
+                self._fetches.start(inode, self.map(inode).absent(first, first + PARALLEL * step))
+                await self._fetches.need(inode, first, first + step, at_once=False)
                 if not inode.remote:
                     return
             self.check_complete(inode, self.map(inode))

@@ -17,18 +17,17 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, BinaryIO, Literal, TypeGuard, cast
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from typing import Any, BinaryIO, Literal, cast
 
 import trio
 
 from vfs import callbacks, listing
+from vfs.answers import Answers, is_sequence
 from vfs.call import AsyncLibrary, Caller
-from vfs.callbacks import Change, Context
+from vfs.callbacks import PIECE, Change, Context
 from vfs.fileref import FileRef
 from vfs.listing import UNKNOWN_SIZE
-from vfs.metadata import normalised
 from vfs.telemetry import Call, Telemetry
 
 __all__ = ["UNKNOWN_SIZE", "Persistence"]
@@ -49,8 +48,8 @@ class Persistence:
     for each MiB moved is added. `threads`: sync callbacks at a time. `max_file_size`: bytes of content that may be
     held in memory, which matters where on_read_range or on_write_file is absent. `owned`: `aclose` closes the target
     too. `can`: names of the callbacks that are there; `writes`, `reads`: whether content can be brought there, and
-    from there; `takes_many`, `deletes_many`: whether `write_many` is better than many `write`, and `delete_many` than
-    many `delete`; `telemetry`: what its calls took.
+    from there; `streams`: whether there is `read_stream`; `takes_many`, `deletes_many`: whether `write_many` is better
+    than many `write`, and `delete_many` than many `delete`; `telemetry`: what its calls took.
     """
 
     def __init__(
@@ -80,10 +79,12 @@ class Persistence:
         self._scope = scope
         self._known = cast(Context, {**(context or {}), "base_directory": self.base_directory})
         self._caller = Caller(name, callbacks.discover(target), target, threads=threads, async_library=async_library)
+        self._answers = Answers(self._caller)
         self.telemetry = Telemetry()
         self.can = self._caller.callbacks
         self.writes = not self.can.isdisjoint({"on_write", "on_write_file", "on_commit"})
         self.reads = not self.can.isdisjoint({"on_read", "on_read_range"})
+        self.streams = {"on_read_range", "on_read_stream"} <= self.can
         self.takes_many = "on_write_many" in self.can or self._caller.is_sync("on_write")
         self.deletes_many = self._caller.is_sync("on_delete")
 
@@ -141,7 +142,7 @@ class Persistence:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         if not isinstance(answer, FileRef):
             raise self._caller.bad_answer("on_stat", path, "FileRef or None", answer)
-        return self._sound("on_stat", path, answer)
+        return self._answers.ref("on_stat", path, answer)
 
     async def read(self, path: str, context: Context | None = None) -> bytes:
         """The whole content, at most `max_file_size` bytes (EFBIG)."""
@@ -150,7 +151,7 @@ class Persistence:
         if "on_read" not in self.can:
             return await self._read_by_ranges(path, context)
         answer = await self._call("on_read", path, "read", context, self._outward(path))
-        content = self._bytes("on_read", path, answer)
+        content = self._answers.content("on_read", path, answer)
         self._fits(path, len(content), "on_read_range")
         return content
 
@@ -171,10 +172,21 @@ class Persistence:
         """As `read_range`; a view of bytes that nobody changes is not copied."""
         arguments = (self._outward(path), offset, size)
         answer = await self._call("on_read_range", path, "read", context, *arguments, moving=size)
-        content = answer if _is_still(answer) else self._bytes("on_read_range", path, answer)
-        if len(content) > size:
-            raise self._caller.bad_answer("on_read_range", path, f"at most {size} bytes", content)
-        return content
+        return self._answers.view("on_read_range", path, answer, size)
+
+    async def read_stream(
+        self, path: str, offset: int, size: int, context: Context | None = None
+    ) -> AsyncGenerator[bytes | memoryview]:
+        """As `read_view`, in pieces of PIECE bytes, where that `streams`."""
+        told = {**self._known, **(context or {}), "operation": "read"}
+        arguments = (self._scope, self._outward(path), offset, size, told)
+        timeout = self.timeout + PIECE / SLOWEST
+        with self.telemetry.measured(Call(self.name, "on_read_stream", path, size)):
+            values = self._caller.values("on_read_stream", path, timeout, *arguments)
+            pieces = self._answers.pieces("on_read_stream", path, values, size)
+            async with contextlib.aclosing(values), contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
 
     async def write(self, path: str, content: bytes, context: Context | None = None) -> FileRef:
         """Create or replace the file. Answers what is known about it there: version, metadata ..."""
@@ -183,7 +195,7 @@ class Persistence:
             return await self.write_file(path, io.BytesIO(content), context)
         self._fits(path, len(content), "on_write_file")
         answer = await self._call("on_write", path, "write", context, self._outward(path), content, moving=len(content))
-        return self._outcome("on_write", path, answer, context)
+        return self._answers.outcome("on_write", path, answer, context)
 
     async def write_file(self, path: str, file: BinaryIO, context: Context | None = None) -> FileRef:
         """As `write`, from a seekable file that is at its beginning, in bounded memory where the callbacks allow
@@ -193,7 +205,7 @@ class Persistence:
         context = cast(Context, {**(context or {}), "size": size})
         if "on_write_file" in self.can:
             answer = await self._call("on_write_file", path, "write", context, self._outward(path), file, moving=size)
-            return self._outcome("on_write_file", path, answer, context)
+            return self._answers.outcome("on_write_file", path, answer, context)
         if "on_write" in self.can:
             self._fits(path, size, "on_write_file")
             content = file.read() if size <= SMALL else await trio.to_thread.run_sync(file.read)
@@ -217,17 +229,19 @@ class Persistence:
         arguments = (self._outward(old), self._outward(new))
         copied = (context or {}).get("size", 0)  # there, by a server that has no rename
         answer = await self._call("on_move", old, "move", context, *arguments, copied=copied)
-        return self._outcome("on_move", new, answer, context or {})
+        return self._answers.outcome("on_move", new, answer, context or {})
 
     async def commit(self, changes: Sequence[Change], context: Context | None = None) -> Sequence[FileRef | None]:
         """Carry out all changes or none. Answers for each write and move what `write` would, for each delete None."""
         answer = await self._call_many("on_commit", "commit", changes, context)
         if answer is None:
             answer = [None] * len(changes)
-        if not _is_sequence(answer) or len(answer) != len(changes):
+        if not is_sequence(answer) or len(answer) != len(changes):
             raise self._caller.bad_answer("on_commit", changes[0].path, f"{len(changes)} outcomes or None", answer)
         return [
-            None if change.kind == "delete" else self._outcome("on_commit", change.path, outcome, change.context)
+            None
+            if change.kind == "delete"
+            else self._answers.outcome("on_commit", change.path, outcome, change.context)
             for change, outcome in zip(changes, answer, strict=True)
         ]
 
@@ -237,10 +251,12 @@ class Persistence:
         if "on_write_many" not in self.can:
             return await self._write_each(changes)
         answer = await self._call_many("on_write_many", "write", changes, context)
-        if not _is_sequence(answer) or len(answer) > len(changes):
+        if not is_sequence(answer) or len(answer) > len(changes):
             raise self._caller.bad_answer("on_write_many", changes[0].path, f"at most {len(changes)} outcomes", answer)
         written = zip(changes, answer, strict=False)
-        return [self._outcome("on_write_many", change.path, outcome, change.context) for change, outcome in written]
+        return [
+            self._answers.outcome("on_write_many", change.path, outcome, change.context) for change, outcome in written
+        ]
 
     async def _call_many(
         self, callback: str, operation: Literal["write", "commit"], changes: Sequence[Change], context: Context | None
@@ -258,7 +274,7 @@ class Persistence:
         refs = []
         with contextlib.suppress(OSError):
             for change, answer in zip(changes, answers, strict=False):
-                refs.append(self._outcome("on_write", change.path, answer, change.context))
+                refs.append(self._answers.outcome("on_write", change.path, answer, change.context))
         return refs
 
     async def delete_many(self, changes: Sequence[Change]) -> Sequence[None]:
@@ -350,43 +366,3 @@ class Persistence:
             *(self.name, path, size, remedy, self.max_file_size),
         )
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-
-    def _bytes(self, callback: str, path: str, answer: object) -> bytes:
-        if isinstance(answer, bytes):
-            return answer
-        if isinstance(answer, bytearray | memoryview):
-            return bytes(answer)
-        raise self._caller.bad_answer(callback, path, "bytes", answer)
-
-    def _sound(self, callback: str, path: str, ref: FileRef) -> FileRef:
-        try:
-            return listing.sound(ref, path, f"{self.name}: {callback}")
-        except ValueError as e:
-            raise self._caller.bad_answer(callback, path, f"a sound FileRef ({e})", ref) from None
-
-    def _outcome(self, callback: str, path: str, answer: object, context: Context) -> FileRef:
-        """What the callback said about a file that it wrote, completed by what we know."""
-        if isinstance(answer, FileRef):
-            return self._sound(callback, path, answer)
-        if not (answer is None or isinstance(answer, Mapping)):
-            raise self._caller.bad_answer(callback, path, "metadata (a mapping), FileRef or None", answer)
-        metadata = normalised(answer or {}, f"{self.name}: {callback}({path!r})")
-        return FileRef(
-            path=path,
-            size=context.get("size", UNKNOWN_SIZE),
-            content_type=context.get("content_type"),
-            checksum=context.get("checksum"),
-            created_at=datetime.now(UTC),
-            version=metadata.get("version"),
-            mtime_ns=context.get("mtime_ns"),
-            mode=context.get("mode"),
-            metadata=metadata,
-        )
-
-
-def _is_sequence(answer: object) -> TypeGuard[Sequence[Any]]:
-    return isinstance(answer, Sequence) and not isinstance(answer, str | bytes)
-
-
-def _is_still(answer: object) -> TypeGuard[memoryview]:
-    return isinstance(answer, memoryview) and answer.readonly and answer.format == "B" and answer.c_contiguous

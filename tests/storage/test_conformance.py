@@ -11,7 +11,9 @@ import trio
 
 from tests.storage.conftest import Open
 from tests.storage.servers import Server
+from vfs.callbacks import PIECE, Context
 from vfs.errors import Conflict
+from vfs.storage.s3 import S3Storage
 
 pytestmark = pytest.mark.s3
 
@@ -70,6 +72,32 @@ async def test_ranges_are_exact_and_end_with_the_file(any_server: Server, open_s
     await s3.write("empty", b"")
     assert bytes(await s3.on_read_range(None, "/empty", 0, 10, {})) == b""
     assert await s3.read("empty") == b""
+
+
+async def streamed(s3: S3Storage, offset: int, size: int, version: str | None) -> list[bytes]:
+    context: Context = {} if version is None else {"if_version": version}
+    return [bytes(piece) async for piece in s3.on_read_stream(None, "/f", offset, size, context)]
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["sockets", "obstore"])
+async def test_a_stream_is_exact_in_pieces_of_one_size(any_server: Server, open_s3: Open, plain: bool) -> None:
+    s3 = await open_s3(any_server, any_server.new_bucket())
+    content = os.urandom(3 * PIECE + 1000)
+    ref = await s3.write("f", content)
+    s3.bucket.plain_ranges = plain  # rclone's answers to obstore bring it back
+    before = s3.bucket.counts["requests"]
+    assert b"".join(whole := await streamed(s3, 0, len(content), ref.version)) == content
+    assert [len(piece) for piece in whole] == [PIECE, PIECE, PIECE, 1000]
+    assert s3.bucket.counts["requests"] == before + 1
+    assert b"".join(await streamed(s3, 7, 2 * PIECE, ref.version)) == content[7 : 7 + 2 * PIECE]
+    assert b"".join(await streamed(s3, PIECE + 3, 5 * PIECE, None)) == content[PIECE + 3 :]
+    assert await streamed(s3, len(content), 10, ref.version) == []
+    await s3.write("f", content[::-1])
+    with pytest.raises(Conflict):
+        await streamed(s3, 0, len(content), ref.version)
+    await s3.delete("f")
+    with pytest.raises(FileNotFoundError):
+        await streamed(s3, 0, len(content), None)
 
 
 async def test_a_read_of_a_version_that_is_gone_is_a_conflict(any_server: Server, open_s3: Open) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
 import json
 import os
@@ -15,9 +17,9 @@ import pytest
 import trio
 
 from tests.storage.conftest import Open
-from tests.storage.faults import Fault, FaultProxy
+from tests.storage.faults import Fault, FaultProxy, Kind
 from tests.storage.servers import ACCESS, SECRET, Server
-from vfs.callbacks import Change
+from vfs.callbacks import PIECE, Change
 from vfs.errors import Conflict
 from vfs.storage.bucket import RENEWAL_PAUSE
 from vfs.storage.failures import AccessDenied, BucketMissing, Unavailable
@@ -72,6 +74,37 @@ async def test_a_read_survives_a_passing_fault(proxy: FaultProxy, through: S3Sto
     assert through.bucket.counts["retries"] == 4
     proxy.add(Fault(fault.kind, "GET", "list-type", times=1, status=fault.status, code=fault.code))
     assert [one.path for one in await through.on_list(None, {})] == ["f"]
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["sockets", "obstore"])
+@pytest.mark.parametrize("kind", ["reset body", "truncate"])
+async def test_a_stream_that_breaks_has_given_what_came_and_leaves_nothing_open(
+    proxy: FaultProxy, through: S3Storage, kind: Kind, plain: bool
+) -> None:
+    content = os.urandom(4 * PIECE)
+    ref = await through.write("f", content)
+    through.bucket.plain_ranges = plain
+    proxy.add(Fault("status", "GET", times=1, status=503))
+    proxy.add(Fault(kind, "GET", times=1))
+    got = bytearray()
+    with pytest.raises(Unavailable) as caught:
+        async for piece in through.on_read_stream(None, "/f", 0, len(content), {"if_version": ref.version}):
+            got += piece
+    assert caught.value.errno == 5
+    assert len(got) % PIECE == 0 and len(got) <= 2 * PIECE and got == content[: len(got)]
+    gc.collect()  # a connection that nobody closed would be a warning, and so an error
+    async for piece in through.on_read_stream(None, "/f", len(got), len(content), {"if_version": ref.version}):
+        got += piece
+    assert got == content
+
+
+async def test_a_stream_that_is_not_read_to_its_end_leaves_nothing_open(proxy: FaultProxy, through: S3Storage) -> None:
+    await through.write("f", bytes(4 * PIECE))
+    for _ in range(3):
+        async with contextlib.aclosing(through.on_read_stream(None, "/f", 0, 4 * PIECE, {})) as stream:
+            await anext(stream)
+    gc.collect()
+    assert bytes(await through.on_read_range(None, "/f", 5, 5, {})) == bytes(5)
 
 
 async def test_connections_that_the_server_has_closed_meanwhile_are_not_used(
@@ -173,6 +206,7 @@ async def test_a_read_ends_with_eio_in_bounded_time(
         plain = await open_s3(proxy.url, impatient.bucket.name, request_timeout=1.0, read_patience=1.5)
         plain.bucket.plain_ranges = True
         attempts.append(lambda: plain.on_read_range(None, "/f", 0, 100, {}))
+        attempts.append(lambda: anext(plain.on_read_stream(None, "/f", 0, 10_000, {})))
     if kind not in ("truncate", "reset body"):  # the answer to its HEAD has no body
         attempts.append(lambda: impatient.exists("f"))
     for attempt in attempts:

@@ -44,6 +44,7 @@ __all__ = ["application", "serve", "serving"]
 log = logging.getLogger(__name__)
 
 RANGE_MAX = 64 << 20  # bytes of one range, which is held in memory
+NOT_HERE = {"on_read_stream"}  # ranges do
 CHUNK = 1 << 20
 LINES = 1000  # of a listing, sent together
 MESSAGE_MAX = 64 << 10  # of a body that is one JSON value
@@ -219,7 +220,7 @@ class _Service:
         return self._files.for_scope(scope), context
 
     async def capabilities(self, request: Request, files: Persistence, context: Context) -> Response:
-        return JSONResponse({"mount_session": wire.VERSION, "callbacks": sorted(files.can)})
+        return JSONResponse({"mount_session": wire.VERSION, "callbacks": sorted(files.can - NOT_HERE)})
 
     async def list(self, request: Request, files: Persistence, context: Context) -> Response:
         found = await files.list(context)

@@ -17,15 +17,17 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import trio
 
+from vfs.callbacks import PIECE
 from vfs.errors import Conflict
 from vfs.failpoints import reach
-from vfs.storage.download import Blob, Found, Span, etag_of, get, stat, version_of
+from vfs.storage.buffers import Buffers
+from vfs.storage.download import Blob, Chunks, Found, Span, begin, etag_of, get, stat, version_of
 from vfs.storage.endpoint import Clients, Endpoint, connect
 from vfs.storage.failures import (
     AccessDenied,
@@ -35,7 +37,7 @@ from vfs.storage.failures import (
     explain,
     explain_answer,
 )
-from vfs.storage.plain import Plain, is_plain
+from vfs.storage.plain import Incoming, Plain, is_plain
 from vfs.storage.throttle import Budget, Throttle
 from vfs.storage.wire import Wire
 
@@ -58,6 +60,7 @@ Condition: TypeAlias = str | Literal[_Any.ANY] | None
 """The version that a write wants to replace; None: the key must be absent; ANY: whatever is there."""
 
 CONTENT_IN_MEMORY = 64 << 20
+IDLE = 8  # buffers for pieces of streams that are kept for the next ones
 MANY_END = 5.0  # seconds after which no other of many objects is begun
 FIRST_DELAY = 0.05
 LONGEST_DELAY = 3.0
@@ -96,7 +99,8 @@ class Bucket:
         self.last_failure: str | None = None
         self.conditional = True  # False where the endpoint ignores If-Match and If-None-Match: `vfs.storage.probe`
         self.plain_ranges = False
-        self._plain = Plain(endpoint)
+        self._buffers = Buffers(PIECE, IDLE)
+        self._plain = Plain(endpoint, self._buffers)
         self._md5_etags: bool | None = None  # learned from the first write
         self._clients: Clients | None = None
         self._connecting = trio.Lock()
@@ -135,8 +139,7 @@ class Bucket:
         try:
             blob = await self._read(key, request)
         except NotPartial:
-            self.plain_ranges = True
-            log.info("%s answers ranged reads with status 200, which obstore refuses", self.name)
+            self._not_partial()
             return await self.get(key, span=span, version=version)
         if await self._is_spoiled(blob):
             again = await self._read(key, request)
@@ -149,6 +152,37 @@ class Bucket:
             blob = again
         self.counts["bytes read"] += len(blob.view)
         return blob
+
+    async def stream(self, key: str, span: Span, version: str | None) -> AsyncGenerator[memoryview]:
+        """The bytes `span`, or those of them that there are, in one request and pieces of PIECE bytes. What has come is
+        whole and of `version` whatever fails later; then nothing is tried again."""
+        stream = await self._begin(key, span, version)
+        if stream is None:
+            return
+        clients = await self.clients()
+        try:
+            while stream.left:
+                deadline = trio.current_time() + self.endpoint.read_patience
+                piece = await self._attempt(key, lambda _: stream.piece(PIECE), clients, self.reads, deadline)
+                self.counts["bytes read"] += len(piece)
+                yield piece
+        finally:
+            stream.close()
+
+    async def _begin(self, key: str, span: Span, version: str | None) -> Incoming | Chunks | None:
+        request: Callable[[Clients], Incoming | Chunks | None]
+        request = functools.partial(begin, key=key, span=span, version=version, buffers=self._buffers)
+        if self.plain_ranges:
+            request = functools.partial(self._plain.begin, target=self.target(key), span=span, version=version)
+        try:
+            return await self._read(key, request)
+        except NotPartial:
+            self._not_partial()
+            return await self._begin(key, span, version)
+
+    def _not_partial(self) -> None:
+        self.plain_ranges = True
+        log.info("%s answers ranged reads with status 200, which obstore refuses", self.name)
 
     async def _is_spoiled(self, blob: Blob) -> bool:
         """Whether a whole object's content contradicts its ETag, on a server whose ETags are MD5s."""

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vfs.errors import Conflict
+from vfs.storage.buffers import Buffers
 from vfs.storage.endpoint import Clients
 from vfs.storage.failures import NotPartial, Unavailable, is_out_of_range
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
+    from obstore import GetOptions, GetResult
 
-__all__ = ["Blob", "Found", "Span", "etag_of", "get", "nothing_there", "same", "stat", "version_of"]
+__all__ = ["Blob", "Chunks", "Found", "Span", "begin", "etag_of", "get", "nothing_there", "same", "stat", "version_of"]
+
+CHUNK = 1 << 20  # bytes that obstore gathers of a stream before they are copied
 
 Span = tuple[int, int]
 """The bytes `span[0] <= i < span[1]`."""
@@ -54,7 +57,61 @@ def etag_of(version: str) -> str:
     return version if version.startswith("W/") else f'"{version}"'
 
 
+class Chunks:
+    """A range on its way through obstore; as `vfs.storage.plain.Incoming`."""
+
+    def __init__(self, answer: _Answer, buffers: Buffers) -> None:
+        self.found = answer.found
+        self.left = answer.size
+        self._chunks = iter(answer.result.stream(min_chunk_size=CHUNK))
+        self._rest = memoryview(b"")
+        self._buffers = buffers
+
+    def piece(self, size: int) -> memoryview:
+        """The next `size` bytes, or those that are left. Blocks."""
+        body, at = self._buffers.take(min(size, self.left)), 0
+        while at < len(body):
+            if not self._rest:
+                self._rest = memoryview(next(self._chunks, b""))
+                if not self._rest:
+                    raise Unavailable(self.found.version, f"{len(body) - at} bytes less came than were promised")
+            part = self._rest[: len(body) - at]
+            body[at : at + len(part)] = part
+            at += len(part)
+            self._rest = self._rest[len(part) :]
+        self.left -= len(body)
+        return body.toreadonly()
+
+    def close(self) -> None:
+        """Nothing more is read; obstore ends the request when nobody has its stream any more."""
+
+
+class _Answer(NamedTuple):
+    """To a request for an object or `size` bytes of it."""
+
+    result: GetResult
+    found: Found
+    size: int
+
+
 def get(clients: Clients, *, key: str, span: Span | None, version: str | None) -> Blob:
+    answer = _ask(clients, key, span, version)
+    if answer is None:
+        return nothing_there(clients, key, version)
+    found, content = answer.found, memoryview(answer.result.bytes())
+    if len(content) != answer.size:
+        raise Unavailable(key, f"{len(content)} bytes came instead of {answer.size}")
+    return Blob(found.size, found.version, found.modified, found.metadata, content)
+
+
+def begin(clients: Clients, *, key: str, span: Span, version: str | None, buffers: Buffers) -> Chunks | None:
+    """As `get`, to be read piece by piece; None where the object ends before the span."""
+    answer = _ask(clients, key, span, version)
+    return None if answer is None else Chunks(answer, buffers)
+
+
+def _ask(clients: Clients, key: str, span: Span | None, version: str | None) -> _Answer | None:
+    """None: the span begins at the object's end or behind it."""
     options: GetOptions = {}
     if span is not None:
         options["range"] = span
@@ -64,7 +121,7 @@ def get(clients: Clients, *, key: str, span: Span | None, version: str | None) -
         result = clients.store.get(key, options=options)
     except Exception as e:
         if span is not None and is_out_of_range(e):
-            return nothing_there(clients, key, version)
+            return None
         if "non-partial" in str(e):
             raise NotPartial(key) from e
         raise
@@ -73,10 +130,7 @@ def get(clients: Clients, *, key: str, span: Span | None, version: str | None) -
     first, last = (0, meta["size"]) if span is None else (span[0], min(span[1], meta["size"]))
     if result.range != (first, last):
         raise Unavailable(key, f"bytes {result.range} came instead of {(first, last)}")
-    content = memoryview(result.bytes())
-    if len(content) != last - first:
-        raise Unavailable(key, f"{len(content)} bytes came instead of {last - first}")
-    return Blob(meta["size"], found, meta["last_modified"], dict(result.attributes), content)
+    return _Answer(result, Found(meta["size"], found, meta["last_modified"], dict(result.attributes)), last - first)
 
 
 def nothing_there(clients: Clients, key: str, version: str | None) -> Blob:

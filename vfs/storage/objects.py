@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import BinaryIO
@@ -104,6 +104,10 @@ class Objects:
     async def read_range(self, path: str, offset: int, size: int, version: str | None = None) -> Blob:
         """Up to `size` bytes from `offset`; fewer only at the end. Conflict where the object is not of `version`."""
         return await self.bucket.get(self.keys.key_of(path), span=(offset, offset + size), version=version)
+
+    def read_stream(self, path: str, offset: int, size: int, version: str | None) -> AsyncGenerator[memoryview]:
+        """As `read_range`, in one request and many pieces."""
+        return self.bucket.stream(self.keys.key_of(path), (offset, offset + size), version)
 
     async def write(self, path: str, content: bytes, context: Context) -> FileRef:
         """Create or replace the object."""

@@ -4,7 +4,7 @@ The bytes go from the socket into their buffer, in the thread that asked; obstor
 on the JuiceFS gateway: 1.4 s of CPU here, 2.0 to 4.8 by obstore). Over TLS obstore is better, which decrypts without
 the interpreter's lock; but `rclone serve s3` answers a ranged read with the right bytes and status 200, which obstore
 refuses, and that comes through here too. `Bucket` calls this, and its rules hold: one request has one deadline, from
-connecting to the last byte."""
+connecting to the last byte, or to the end of each piece of a range that is read in pieces."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ import io
 import select
 import socket
 import ssl
+import struct
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from vfs.storage.download import Blob, Span, nothing_there, same, version_of
+from vfs.storage.buffers import Buffers
+from vfs.storage.download import Blob, Found, Span, nothing_there, same, version_of
 from vfs.storage.endpoint import Clients, Endpoint
 from vfs.storage.failures import Unavailable, explain_answer
 
-__all__ = ["Plain", "is_plain"]
+__all__ = ["Incoming", "Plain", "is_plain"]
 
 SIGNATURE_LIVES = 900
 HEAD_MAX = 64 << 10
-AT_ONCE = 256 << 10  # bytes of a large body in one recv(2): a fifth of the calls, and a quarter less CPU
 METADATA = "x-amz-meta-"
 
 
@@ -53,8 +54,9 @@ class _Said:
 
 
 class Plain:
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, buffers: Buffers) -> None:
         self._endpoint = endpoint
+        self._buffers = buffers
         self._idle: deque[socket.socket] = deque()  # its methods are atomic
 
     def close(self) -> None:
@@ -64,60 +66,160 @@ class Plain:
 
     def get(self, clients: Clients, *, target: Mapping[str, Any], span: Span, version: str | None) -> Blob:
         """The bytes `span` of the object that `target` names. Blocks."""
+        incoming = self.begin(clients, target=target, span=span, version=version)
+        if incoming is None:
+            return nothing_there(clients, target["Key"], version)
+        found, view = incoming.found, incoming.read(incoming.left)
+        return Blob(found.size, found.version, found.modified, found.metadata, view)
+
+    def begin(self, clients: Clients, *, target: Mapping[str, Any], span: Span, version: str | None) -> Incoming | None:
+        """As `get`, to be read piece by piece; None where the object ends before the span."""
         key: str = target["Key"]
         url = clients.boto.generate_presigned_url("get_object", Params=dict(target), ExpiresIn=SIGNATURE_LIVES)
-        deadline = time.monotonic() + self._endpoint.request_timeout
+        incoming = Incoming(key, self._endpoint.request_timeout, self._buffers, self._idle)
         try:
-            answer, body = self._ask(url, f"bytes={span[0]}-{span[1] - 1}", target, deadline)
-        except (OSError, http.client.HTTPException) as e:
-            raise Unavailable(key, f"{type(e).__name__} {e}") from e
-        if answer.status == 416:
-            return nothing_there(clients, key, version)
-        if answer.status not in (200, 206):
-            raise explain_answer(answer.status, bytes(body).decode(errors="replace"), key)
-        found = same(key, version, version_of(answer.headers["ETag"]))
-        size = int(answer.headers.get("Content-Range", "").rpartition("/")[2] or -1)
-        if len(body) != min(span[1], size) - span[0]:
-            raise Unavailable(key, f"{len(body)} of {size} bytes came instead of {span}")
-        metadata = {n[len(METADATA) :]: v for n, v in answer.headers.items() if n.lower().startswith(METADATA)}
-        metadata["Content-Type"] = answer.headers.get("Content-Type", "")
-        modified = parsedate_to_datetime(answer.headers["Last-Modified"]).astimezone(UTC)
-        return Blob(size, found, modified, metadata, body)
-
-    def _ask(
-        self, url: str, wanted: str, target: Mapping[str, Any], deadline: float
-    ) -> tuple[http.client.HTTPResponse, memoryview]:
-        parts = urlsplit(url)
-        lines = [f"GET {parts.path}?{parts.query} HTTP/1.1", f"Host: {parts.netloc}", f"Range: {wanted}"]
-        if "RequestPayer" in target:
-            lines.append("x-amz-request-payer: requester")
-        connection = self._connected(parts.scheme, parts.hostname or "", parts.port)
-        try:
-            connection.settimeout(_left(deadline))
-            connection.sendall("\r\n".join([*lines, "", ""]).encode())
-            answer, body = _answer(connection, deadline)
+            with unavailable(key):
+                incoming.ask(self._connected(url), _request(url, span, target))
+            answer = incoming.answer
+            if answer.status == 416:
+                incoming.read(incoming.left)
+                return None
+            if answer.status not in (200, 206):
+                text = bytes(incoming.read(HEAD_MAX)).decode(errors="replace")
+                raise explain_answer(answer.status, text, key)
+            incoming.found = _found(answer)
+            same(key, version, incoming.found.version)
+            if incoming.left != min(span[1], incoming.found.size) - span[0]:
+                raise Unavailable(key, f"{incoming.left} of {incoming.found.size} bytes come instead of {span}")
         except BaseException:
-            connection.close()
+            incoming.close()
             raise
-        if answer.will_close:
-            connection.close()
-        else:
-            self._idle.append(connection)
-        return answer, body
+        return incoming
 
-    def _connected(self, scheme: str, host: str, port: int | None) -> socket.socket:
+    def _connected(self, url: str) -> socket.socket:
         with contextlib.suppress(IndexError):
             while not _is_silent(connection := self._idle.pop()):
                 connection.close()
             return connection
-        seconds = self._endpoint.connect_timeout
-        connection = socket.create_connection((host, port or (443 if scheme == "https" else 80)), seconds)
-        if scheme == "https":
+        parts, seconds = urlsplit(url), self._endpoint.connect_timeout
+        is_tls = parts.scheme == "https"
+        connection = socket.create_connection((parts.hostname or "", parts.port or (443 if is_tls else 80)), seconds)
+        if is_tls:
             context = ssl.create_default_context()
             if self._endpoint.ca_file is not None:
                 context.load_verify_locations(self._endpoint.ca_file)
-            connection = context.wrap_socket(connection, server_hostname=host)
+            connection = context.wrap_socket(connection, server_hostname=parts.hostname)
         return connection
+
+
+class Incoming:
+    """A range on its way: `found` is the object's, `left` bytes are still to be read, within `seconds` of the request,
+    or of the call of `piece`. At its end the connection goes to the `idle`; after a failure, or where it is not read to
+    its end, it is closed."""
+
+    answer: http.client.HTTPResponse
+    found: Found
+
+    def __init__(self, key: str, seconds: float, buffers: Buffers, idle: deque[socket.socket]) -> None:
+        self.left = 0
+        self._key = key
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
+        self._buffers = buffers
+        self._idle = idle
+        self._connection: socket.socket | None = None
+        self._is_reading = False
+        self._rest = b""
+
+    def ask(self, connection: socket.socket, request: bytes) -> None:
+        """Send the request and read the head of its answer."""
+        self._connection = connection
+        _limit(connection, self._deadline)
+        connection.sendall(request)
+        head, self._rest = _head(connection, self._deadline)
+        self.answer = http.client.HTTPResponse(cast(socket.socket, _Said(head)))
+        self.answer.begin()
+        if self.answer.length is None:
+            raise http.client.HTTPException("an answer without a length")
+        self.left = self.answer.length
+
+    def piece(self, size: int) -> memoryview:
+        """As `read`, with time of its own."""
+        self._deadline = time.monotonic() + self._seconds
+        return self.read(size)
+
+    def read(self, size: int) -> memoryview:
+        """The next `size` bytes, or those that are left. Blocks."""
+        body = self._buffers.take(min(size, self.left))
+        self._is_reading = True
+        try:
+            with unavailable(self._key):
+                self._fill(body)
+        except BaseException:
+            self._is_reading = False
+            self.close()
+            raise
+        self._is_reading = False
+        self.left -= len(body)
+        if not self.left:
+            self._over()
+        return body.toreadonly()
+
+    def _fill(self, body: memoryview) -> None:
+        at = min(len(self._rest), len(body))
+        body[:at], self._rest = self._rest[:at], self._rest[at:]
+        while at < len(body):
+            if self._connection is None:
+                raise http.client.IncompleteRead(b"", len(body) - at)
+            at += _receive(self._connection, body[at:], self._deadline)
+
+    def _over(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and self.answer.will_close:
+            connection.close()
+        elif connection is not None:
+            self._idle.append(connection)
+
+    def __del__(self) -> None:
+        self.close()  # begun by a thread that nobody waited for any more
+
+    def close(self) -> None:
+        """Nothing more is read. A thread that is just reading fails, and closes the connection itself: by then its
+        number could be another's."""
+        if self._connection is not None and self._is_reading:
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+        elif self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+@contextlib.contextmanager
+def unavailable(key: str) -> Iterator[None]:
+    """What goes wrong on the way, as the failure that is tried again."""
+    try:
+        yield
+    except BlockingIOError as e:  # of a socket's own time limit
+        raise Unavailable(key, "TimeoutError: no whole answer in time") from e
+    except (OSError, http.client.HTTPException) as e:
+        raise Unavailable(key, f"{type(e).__name__} {e}") from e
+
+
+def _request(url: str, span: Span, target: Mapping[str, Any]) -> bytes:
+    parts = urlsplit(url)
+    wanted = f"bytes={span[0]}-{span[1] - 1}"
+    lines = [f"GET {parts.path}?{parts.query} HTTP/1.1", f"Host: {parts.netloc}", f"Range: {wanted}"]
+    if "RequestPayer" in target:
+        lines.append("x-amz-request-payer: requester")
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _found(answer: http.client.HTTPResponse) -> Found:
+    size = int(answer.headers.get("Content-Range", "").rpartition("/")[2] or -1)
+    metadata = {n[len(METADATA) :]: v for n, v in answer.headers.items() if n.lower().startswith(METADATA)}
+    metadata["Content-Type"] = answer.headers.get("Content-Type", "")
+    modified = parsedate_to_datetime(answer.headers["Last-Modified"]).astimezone(UTC)
+    return Found(size, version_of(answer.headers["ETag"]), modified, metadata)
 
 
 def _is_silent(connection: socket.socket) -> bool:
@@ -127,46 +229,37 @@ def _is_silent(connection: socket.socket) -> bool:
     return not poll.poll(0)
 
 
-def _answer(connection: socket.socket, deadline: float) -> tuple[http.client.HTTPResponse, memoryview]:
-    head, rest = _head(connection, deadline)
-    answer = http.client.HTTPResponse(cast(socket.socket, _Said(head)))
-    answer.begin()
-    if answer.length is None:
-        raise http.client.HTTPException("an answer without a length")
-    body = memoryview(bytearray(answer.length))
-    at = min(len(rest), len(body))
-    body[:at] = rest[:at]
-    while at < len(body):
-        _expect(connection, len(body) - at)
-        connection.settimeout(_left(deadline))
-        if (got := connection.recv_into(body[at:])) == 0:
-            raise http.client.IncompleteRead(b"", len(body) - at)
-        at += got
-    _expect(connection, 0)
-    return answer, body.toreadonly()
+def _limit(connection: socket.socket, deadline: float) -> None:
+    """The next call ends by `deadline`. The kernel's own limit leaves a socket blocking, as MSG_WAITALL needs it."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("no whole answer in time")
+    if isinstance(connection, ssl.SSLSocket):
+        connection.settimeout(left)
+    else:
+        connection.settimeout(None)
+        limit = struct.pack("@ll", int(left), int(left % 1 * 1e6) + 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
-def _expect(connection: socket.socket, left: int) -> None:
-    """While much is to come, a read waits for AT_ONCE bytes. TLS reads record by record."""
-    if not isinstance(connection, ssl.SSLSocket):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, AT_ONCE if left >= AT_ONCE else 1)
+def _receive(connection: socket.socket, view: memoryview, deadline: float) -> int:
+    """As much as comes, in one call where the kernel can: after each the interpreter's lock is waited for."""
+    _limit(connection, deadline)
+    got = connection.recv_into(view, 0, 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL)
+    if got == 0:
+        raise http.client.IncompleteRead(b"", len(view))
+    return got
 
 
 def _head(connection: socket.socket, deadline: float) -> tuple[bytes, bytes]:
     """An answer up to its empty line, and what came of its body with it."""
     said = b""
     while b"\r\n\r\n" not in said:
-        connection.settimeout(_left(deadline))
+        _limit(connection, deadline)
         piece = connection.recv(HEAD_MAX)
         if not piece or len(said) > HEAD_MAX:
             raise http.client.BadStatusLine(repr(said[:100]))
         said += piece
     head, _, rest = said.partition(b"\r\n\r\n")
     return head + b"\r\n\r\n", rest
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("no whole answer in time")
-    return left

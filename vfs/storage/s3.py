@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -195,6 +195,15 @@ class S3Storage(Backend):
     async def on_read_range(self, scope: object, path: str, offset: int, size: int, context: Context) -> memoryview:
         with for_readers(path):
             return (await self.objects.read_range(relative(path), offset, size, context.get("if_version"))).view
+
+    async def on_read_stream(
+        self, scope: object, path: str, offset: int, size: int, context: Context
+    ) -> AsyncGenerator[memoryview]:
+        with for_readers(path):
+            stream = self.objects.read_stream(relative(path), offset, size, context.get("if_version"))
+            async with contextlib.aclosing(stream) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     async def on_write(self, scope: object, path: str, content: bytes, context: Context) -> FileRef:
         await self._ready()
