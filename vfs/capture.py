@@ -13,12 +13,13 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import trio
 
 from vfs.inode import Inode
+from vfs.pace import Pace
 
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
@@ -27,6 +28,7 @@ __all__ = ["SMALL", "Capture", "Torn", "capture"]
 
 SMALL = 1 << 20
 _PIECE = 1 << 20
+_WAY = 8 << 20  # bytes after which a reader gives way to requests
 
 
 class Torn(OSError):
@@ -39,12 +41,14 @@ class Torn(OSError):
 class _Reader(io.RawIOBase):
     """The content of a large capture, as long as the inode's generation is the one captured."""
 
-    def __init__(self, fd: int, captured: Capture) -> None:
+    def __init__(self, fd: int, captured: Capture, give_way: Callable[[], None]) -> None:
         super().__init__()
         self._fd = fd
         self._capture = captured
         self._size = captured.size
         self._at = 0
+        self._give_way = give_way
+        self._read = 0  # bytes since it gave way
 
     def readable(self) -> bool:
         return True
@@ -62,9 +66,12 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(cast(bytearray, buffer)).cast("B")
-        view = view[: max(0, self._size - self._at)]
+        view = view[: min(_WAY, max(0, self._size - self._at))]
         if not view:
             return 0
+        if self._read >= _WAY:
+            self._give_way()
+            self._read = 0
         got = os.preadv(self._fd, [view], self._at)
         if got == 0:  # a hole at the end that the backing file does not have
             view[:] = bytes(len(view))
@@ -74,14 +81,35 @@ class _Reader(io.RawIOBase):
             self._capture.torn = True
             raise Torn(inode.ino)
         self._at += got
+        self._read += got
         return got
+
+
+class _File(io.BufferedReader):
+    """All of it is read at once into the one place where it is wanted: else by 8 KiB, each a call from C to Python, in
+    all of which requests wait for the interpreter."""
+
+    def __init__(self, raw: _Reader, size: int) -> None:
+        super().__init__(raw, _PIECE)
+        self._size = size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(max(0, self._size - self.tell()) if size is None or size < 0 else size)
 
 
 class Capture:
     """`checksum` is lower-case hex SHA-256 of the whole; `content` is there for small files; `torn`: a read failed as
     the file was written meanwhile. `inode` is there while it has to be watched."""
 
-    def __init__(self, inode: Inode, *, content: bytes | None = None, fd: int = -1, watch: bool = False) -> None:
+    def __init__(
+        self,
+        inode: Inode,
+        pace: Pace,
+        *,
+        content: bytes | None = None,
+        fd: int = -1,
+        watch: bool = False,
+    ) -> None:
         self.inode = inode if watch else None
         self.generation = inode.generation
         self.mtime_ns = inode.mtime_ns
@@ -90,12 +118,13 @@ class Capture:
         self.checksum = "" if content is None else hashlib.sha256(content).hexdigest()
         self.torn = False
         self._fd = fd
+        self._pace = pace
 
     def file(self) -> BinaryIO:
         """A new file object at the beginning of the content."""
         if self.content is not None:
             return io.BytesIO(self.content)
-        return cast(BinaryIO, io.BufferedReader(_Reader(self._fd, self), _PIECE))
+        return cast(BinaryIO, _File(_Reader(self._fd, self, self._pace.way()), self.size))
 
 
 @contextlib.asynccontextmanager
@@ -113,7 +142,7 @@ async def capture(session: PersistedSession, inode: Inode, *, copy: bool = False
             inode.sealed = True
             with session.content.lease(inode.ino) as source:
                 fd = await trio.to_thread.run_sync(_copy, source, session.content.directory)
-            captured = Capture(inode, fd=fd)
+            captured = Capture(inode, session.writeback.pace, fd=fd)
         try:
             captured.checksum = await trio.to_thread.run_sync(_checksum, captured.file())
             yield captured
@@ -122,7 +151,7 @@ async def capture(session: PersistedSession, inode: Inode, *, copy: bool = False
         return
     inode.sealed = True
     with session.content.lease(inode.ino) as fd:
-        captured = Capture(inode, fd=fd, watch=True)
+        captured = Capture(inode, session.writeback.pace, fd=fd, watch=True)
         captured.checksum = await trio.to_thread.run_sync(_checksum, captured.file())
         yield captured
 
@@ -136,7 +165,7 @@ async def _read_at_once(session: PersistedSession, inode: Inode) -> Capture:
             with session.content.lease(inode.ino) as fd:
                 content = await trio.to_thread.run_sync(os.pread, fd, size, 0)
         if inode.generation == generation:
-            return Capture(inode, content=content.ljust(size, b"\0"))
+            return Capture(inode, session.writeback.pace, content=content.ljust(size, b"\0"))
     raise Torn(inode.ino)
 
 

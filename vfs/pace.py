@@ -4,8 +4,8 @@ One process answers requests and writes back; an untar with its uploads in betwe
 works in the lulls: when no request has come for LULL. It begins with a few operations, for many lulls are over at once,
 and begins twice as many each time that the lull goes on. Programs that think, compile or wait leave many; a burst
 (untar, npm install, git checkout) leaves none until it is over. What has waited for PATIENCE goes out all the same, a
-few at a time, until nothing waits any more. Who waits for write-back itself (a barrier, an fsync, a full cache) is not
-kept waiting by this.
+few at a time, until nothing waits any more. A large file that has begun to go out goes on slowly when programs go on.
+Who waits for write-back itself (a barrier, an fsync, a full cache) is not kept waiting by this.
 
 `WriteBack` asks before each round.
 """
@@ -13,6 +13,7 @@ kept waiting by this.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 
 import trio
@@ -68,6 +69,19 @@ class Pace:
                 return most
             if trio.current_time() > self._since + PATIENCE:
                 return FEW
+
+    def way(self) -> Callable[[], None]:
+        """What a thread with long work calls every few milliseconds of it to give way: it waits for LULL where requests
+        have come since the last time."""
+        known = self._requests()
+
+        def give() -> None:
+            nonlocal known
+            if self._requests() != known and not self._is_urgent():
+                time.sleep(LULL)
+            known = self._requests()
+
+        return give
 
     def rest(self) -> None:
         """Nothing is due any more."""

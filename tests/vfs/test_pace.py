@@ -4,13 +4,16 @@ waits for it."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.vfs.shelf import Shelf, put, routes
+from tests.vfs.shelf import BigShelf, Shelf, put, routes
+from vfs import pace
 from vfs.options import Options
 from vfs.session import Session
 
@@ -130,3 +133,38 @@ async def test_a_program_that_writes_without_a_mount_has_the_same_peace(
         assert len(shelf.contents) < 20
         await trio.sleep(0.3)
         assert len(shelf.contents) == 1000
+
+
+async def test_a_large_file_on_its_way_gives_way_to_requests(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("vfs.pace.time.sleep", pauses.append)
+    shelf = BigShelf()
+    async with Session.open("s", tmp_path, routes=routes(shelf)) as session:
+        ino = await put(session, "a", bytes(64 << 20))
+        numbers = itertools.count()
+        session.requests = lambda: next(numbers)
+        while not shelf.files:  # noqa: ASYNC110 - the shelf tells nobody
+            await trio.sleep(0.1)
+        assert 14 <= len(pauses) <= 16, "every 8 MiB, of the checksum and of the upload"
+        assert set(pauses) == {pace.LULL}
+        pauses.clear()
+        session.requests = lambda: 0
+        await session.write(ino, 0, b"x")
+        await trio.sleep(60)
+        assert shelf.contents["/a"][:1] == b"x"
+        assert pauses == [], "nothing was asked meanwhile"
+
+
+def test_who_waits_for_write_back_is_not_kept_waiting_by_its_courtesy(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("vfs.pace.time.sleep", pauses.append)
+    urgent = True
+    numbers = itertools.count()
+    give = pace.Pace(lambda: next(numbers), lambda: urgent).way()
+    give()
+    assert pauses == []
+    urgent = False
+    give()
+    assert pauses == [pace.LULL]
