@@ -92,7 +92,7 @@ class Fetches:
         waited = False
         if (told := self._told.pop(inode.ino, None)) is not None:
             raise told.with_traceback(None)
-        while inode.remote and self.namespace.inodes.get(inode.ino) is inode:
+        while self._is_wanted(inode):
             absent = list(self.hydration.map(inode).absent(first, end))
             if not absent or (reading is not None and self.hydration.fresh.has(inode, *reading)):
                 break
@@ -200,7 +200,7 @@ class Fetches:
                 if self._source(inode) == source:
                     await self._changed(inode, *source, e)
             except OSError as e:
-                if self.namespace.inodes.get(inode.ino) is not inode or not inode.remote:
+                if not self._is_wanted(inode):
                     return
                 tries = 1 if len(fetches) < left else tries + 1
                 if self._source(inode) != source:
@@ -211,6 +211,10 @@ class Fetches:
                 log.warning("%s: %s cannot be read: %s; it is tried again", self.session.id, os.fsdecode(source[0]), e)
                 await trio.sleep(PAUSES[tries - 1])
         raise error(errno.EIO, f"inode {inode.ino}", "it changes in the persistence faster than it can be read")
+
+    def _is_wanted(self, inode: Inode) -> bool:
+        """Whether the file is there, and not all of it here."""
+        return inode.remote and self.namespace.inodes.get(inode.ino) is inode
 
     def _source(self, inode: Inode) -> tuple[bytes, Entry]:
         newest = self.namespace.remote.newest(inode.ino)
@@ -243,6 +247,8 @@ class Fetches:
             async with contextlib.aclosing(stream) as pieces:
                 async for piece in pieces:
                     await self._arrived(inode, fetches, path, entry, piece)
+                    if not self._is_wanted(inode):
+                        return
             if fetches:
                 raise Conflict(name)
 

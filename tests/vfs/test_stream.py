@@ -26,6 +26,7 @@ from vfs.callbacks import PIECE, Context
 from vfs.persistence import Persistence
 from vfs.readahead import MUCH, ReadAhead
 from vfs.session import Session
+from vfs.tree import KERNEL
 
 STEP = 1 << 20  # bytes of a read
 
@@ -219,6 +220,23 @@ async def test_a_stream_that_ends_early_is_not_a_short_file(tmp_path: Path, auto
         await session.hydration.complete(session.namespace.inode(ino))
         assert await content(session, "a") == data
         assert len(shelf.asked) == 2
+
+
+async def test_the_stream_of_a_file_that_is_gone_ends(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = Stream()
+    async with opened(tmp_path, shelf) as session:
+        ino = await elsewhere(session, some(fetch.STREAM * BLOCK))
+
+        async def before(nth: int) -> None:
+            if nth == 1:
+                session.unlink(1, b"a", KERNEL)
+
+        shelf.before = before
+        with trio.fail_after(10):
+            await session.hydration.complete(session.namespace.inode(ino))
+        assert shelf.pieces == [2]
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {}
 
 
 async def test_a_session_that_ends_ends_its_streams(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -238,7 +238,7 @@ def _limit(connection: socket.socket, deadline: float) -> None:
         connection.settimeout(left)
     else:
         connection.settimeout(None)
-        limit = struct.pack("@ll", int(left), int(left % 1 * 1e6) + 1)
+        limit = struct.pack("@ll", int(left), max(1, int(left % 1 * 1e6)))  # nothing at all would be no limit
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
