@@ -57,12 +57,11 @@ class Plain:
     def __init__(self, endpoint: Endpoint, buffers: Buffers) -> None:
         self._endpoint = endpoint
         self._buffers = buffers
-        self._idle: deque[socket.socket] = deque()  # its methods are atomic
+        self._idle = Idle()
 
     def close(self) -> None:
         """Of idle connections; those in use are closed with their answers."""
-        while self._idle:
-            self._idle.pop().close()
+        self._idle.close()
 
     def get(self, clients: Clients, *, target: Mapping[str, Any], span: Span, version: str | None) -> Blob:
         """The bytes `span` of the object that `target` names. Blocks."""
@@ -97,10 +96,8 @@ class Plain:
         return incoming
 
     def _connected(self, url: str) -> socket.socket:
-        with contextlib.suppress(IndexError):
-            while not _is_silent(connection := self._idle.pop()):
-                connection.close()
-            return connection
+        if (idle := self._idle.take()) is not None:
+            return idle
         parts, seconds = urlsplit(url), self._endpoint.connect_timeout
         is_tls = parts.scheme == "https"
         connection = socket.create_connection((parts.hostname or "", parts.port or (443 if is_tls else 80)), seconds)
@@ -112,6 +109,33 @@ class Plain:
         return connection
 
 
+class Idle:
+    """Connections that wait for their next request, taken and kept by any thread."""
+
+    def __init__(self) -> None:
+        self._connections: deque[socket.socket] = deque()  # its methods are atomic
+        self._is_over = False
+
+    def take(self) -> socket.socket | None:
+        with contextlib.suppress(IndexError):
+            while not _is_silent(connection := self._connections.pop()):
+                connection.close()
+            return connection
+        return None
+
+    def keep(self, connection: socket.socket) -> None:
+        """Also after `close`, by a thread that nobody waited for: then it is closed."""
+        self._connections.append(connection)
+        if self._is_over:
+            self.close()
+
+    def close(self) -> None:
+        self._is_over = True
+        with contextlib.suppress(IndexError):
+            while True:
+                self._connections.pop().close()
+
+
 class Incoming:
     """A range on its way: `found` is the object's, `left` bytes are still to be read, within `seconds` of the request,
     or of the call of `piece`. At its end the connection goes to the `idle`; after a failure, or where it is not read to
@@ -120,7 +144,7 @@ class Incoming:
     answer: http.client.HTTPResponse
     found: Found
 
-    def __init__(self, key: str, seconds: float, buffers: Buffers, idle: deque[socket.socket]) -> None:
+    def __init__(self, key: str, seconds: float, buffers: Buffers, idle: Idle) -> None:
         self.left = 0
         self._key = key
         self._seconds = seconds
@@ -178,7 +202,7 @@ class Incoming:
         if connection is not None and self.answer.will_close:
             connection.close()
         elif connection is not None:
-            self._idle.append(connection)
+            self._idle.keep(connection)
 
     def __del__(self) -> None:
         self.close()  # begun by a thread that nobody waited for any more
