@@ -176,16 +176,16 @@ class Caller:
             answer = await self._in_thread(functools.partial(_collected, function, arguments, life))
         if not isinstance(answer, AsyncIterable | Awaitable):
             return answer
-        return await self._awaited(library, answer, life)
+        return await self._awaited_by(library, answer, life)
 
-    async def _awaited(self, library: AsyncLibrary, answer: AsyncIterable[Any] | Awaitable[Any], life: _Life) -> Any:
+    async def _awaited_by(self, library: AsyncLibrary, answer: AsyncIterable[Any] | Awaitable[Any], life: _Life) -> Any:
         if library == "trio":
             return await _awaited(answer, life.extend)
         return await self._loop.run(answer, life, None if library == "asyncio" else library)
 
     async def _values(self, callback: str, arguments: tuple[object, ...], life: _Life) -> _Values:
         function, library = self._functions[callback], self._library[callback]
-        awaited = functools.partial(self._awaited, library)
+        awaited = functools.partial(self._awaited_by, library)
         call = functools.partial(function, *arguments)
         answer = call() if _is_async(function) else await self._in_thread(call)
         if isinstance(answer, Awaitable):

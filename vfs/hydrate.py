@@ -102,7 +102,7 @@ class Hydration:
         if end <= offset or not inode.remote:
             return False
         first, last = offset // BLOCK, (end - 1) // BLOCK
-        ahead = self._ahead.wanted(inode.ino, offset, end, self._far(inode))
+        ahead = self._ahead.wanted(inode.ino, offset, end, lambda: self._far(inode))
         if ahead is not None:
             self._fetches.start(inode, self.map(inode).absent(*ahead))
         return await self._fetches.need(inode, first, last + 1, (offset, end))

@@ -178,8 +178,7 @@ class Persistence:
         self, path: str, offset: int, size: int, context: Context | None = None
     ) -> AsyncGenerator[bytes | memoryview]:
         """As `read_view`, in pieces of PIECE bytes, where that `streams`."""
-        told = {**self._known, **(context or {}), "operation": "read"}
-        arguments = (self._scope, self._outward(path), offset, size, told)
+        arguments = (self._scope, self._outward(path), offset, size, self._told(context, "read"))
         timeout = self.timeout + PIECE / SLOWEST
         with self.telemetry.measured(Call(self.name, "on_read_stream", path, size)):
             values = self._caller.values("on_read_stream", path, timeout, *arguments)
@@ -329,13 +328,18 @@ class Persistence:
     ) -> Any:
         if callback not in self.can:
             raise OSError(errno.ENOSYS, f"{self.name} has no {callback}", subject)
-        told = {**self._known, **(context or {}), "operation": operation}
         timeout = self.timeout + (moving + copied) / SLOWEST
         with self.telemetry.measured(Call(self.name, callback, subject, moving)) as call:
-            answer = await self._caller.call(callback, subject, timeout, self._scope, *arguments, told)
+            answer = await self._caller.call(
+                callback, subject, timeout, self._scope, *arguments, self._told(context, operation)
+            )
             if operation == "read" and isinstance(answer, bytes | bytearray | memoryview):
                 call.bytes = len(answer)
             return answer
+
+    def _told(self, context: Context | None, operation: str) -> Context:
+        """What a callback is told: what is known of all calls, and of this one."""
+        return cast(Context, {**self._known, **(context or {}), "operation": operation})
 
     def _outward(self, path: str) -> str:
         return "/" + path.removeprefix(self._prefix)
@@ -350,7 +354,7 @@ class Persistence:
 
     def _change(self, change: Change) -> Change:
         source = None if change.source is None else self._outward(change.source)
-        told = cast(Context, {**self._known, **change.context, "operation": change.kind})
+        told = self._told(change.context, change.kind)
         return dataclasses.replace(change, path=self._outward(change.path), source=source, context=told)
 
     def _skip(self, path: str, reason: str, before: Mapping[str, str]) -> None:

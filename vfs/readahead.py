@@ -7,6 +7,8 @@ large and several are under way while a reader goes through them. Beyond 64 MiB 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vfs.blockmap import BLOCK
 
 __all__ = ["MUCH", "ReadAhead"]
@@ -28,9 +30,9 @@ class ReadAhead:
     def __init__(self) -> None:
         self._streams: dict[int, _Stream] = {}
 
-    def wanted(self, ino: int, offset: int, end: int, most: int = MUCH) -> tuple[int, int] | None:
+    def wanted(self, ino: int, offset: int, end: int, most: Callable[[], int]) -> tuple[int, int] | None:
         """The blocks (first, end) to fetch ahead, `most` of them, now that the bytes from `offset` to `end` are read;
-        None: none."""
+        None: none, as for most reads, for which `most` is not asked."""
         stream = self._streams.get(ino)
         if stream is None:
             stream = self._streams[ino] = _Stream()
@@ -43,7 +45,7 @@ class ReadAhead:
         if stream.asked - at > stream.window - stream.window // 4:
             return None
         read = (end - stream.began) // BLOCK
-        stream.window = min(most, max(MUCH, read), max(FIRST, 2 * stream.window))
+        stream.window = min(most(), max(MUCH, read), max(FIRST, 2 * stream.window))
         first = max(at, stream.asked)
         stream.asked = at + stream.window
         return first, stream.asked

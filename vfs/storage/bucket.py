@@ -133,16 +133,13 @@ class Bucket:
 
     async def get(self, key: str, *, span: Span | None = None, version: str | None = None) -> Blob:
         """The object, or the bytes `span` of it. Conflict where it is not of `version`."""
-        request = functools.partial(get, key=key, span=span, version=version)
-        if self.plain_ranges and span is not None:
-            request = functools.partial(self._plain.get, target=self.target(key), span=span, version=version)
-        try:
-            blob = await self._read(key, request)
-        except NotPartial:
-            self._not_partial()
-            return await self.get(key, span=span, version=version)
+        by_obstore, by_plain = functools.partial(get, key=key, span=span, version=version), None
+        if span is not None:
+            by_plain = functools.partial(self._plain.get, target=self.target(key), span=span, version=version)
+        read = functools.partial(self._read_range, key, by_obstore, by_plain)
+        blob = await read()
         if await self._is_spoiled(blob):
-            again = await self._read(key, request)
+            again = await read()
             # Read the same twice it is what the server has, whatever its ETag means (that of SSE-KMS looks like an
             # MD5).
             if again.view != blob.view:
@@ -156,33 +153,33 @@ class Bucket:
     async def stream(self, key: str, span: Span, version: str | None) -> AsyncGenerator[memoryview]:
         """The bytes `span`, or those of them that there are, in one request and pieces of PIECE bytes. What has come is
         whole and of `version` whatever fails later; then nothing is tried again."""
-        stream = await self._begin(key, span, version)
+        by_obstore = functools.partial(begin, key=key, span=span, version=version, buffers=self._buffers)
+        by_plain = functools.partial(self._plain.begin, target=self.target(key), span=span, version=version)
+        stream: Incoming | Chunks | None = await self._read_range(key, by_obstore, by_plain)
         if stream is None:
             return
-        clients = await self.clients()
         try:
             while stream.left:
                 deadline = trio.current_time() + self.endpoint.read_patience
-                piece = await self._attempt(key, lambda _: stream.piece(PIECE), clients, self.reads, deadline)
+                piece = await self._attempt(key, functools.partial(stream.piece, PIECE), self.reads, deadline)
                 self.counts["bytes read"] += len(piece)
                 yield piece
         finally:
             stream.close()
 
-    async def _begin(self, key: str, span: Span, version: str | None) -> Incoming | Chunks | None:
-        request: Callable[[Clients], Incoming | Chunks | None]
-        request = functools.partial(begin, key=key, span=span, version=version, buffers=self._buffers)
-        if self.plain_ranges:
-            request = functools.partial(self._plain.begin, target=self.target(key), span=span, version=version)
-        try:
-            return await self._read(key, request)
-        except NotPartial:
-            self._not_partial()
-            return await self._begin(key, span, version)
-
-    def _not_partial(self) -> None:
-        self.plain_ranges = True
-        log.info("%s answers ranged reads with status 200, which obstore refuses", self.name)
+    async def _read_range(
+        self, key: str, by_obstore: Callable[[Clients], T], by_plain: Callable[[Clients], T] | None
+    ) -> T:
+        """By the sockets of our own where there is a way by them, and they are better or obstore refuses the answer."""
+        if by_plain is None:
+            return await self._read(key, by_obstore)
+        if not self.plain_ranges:
+            try:
+                return await self._read(key, by_obstore)
+            except NotPartial:
+                self.plain_ranges = True
+                log.info("%s answers ranged reads with status 200, which obstore refuses", self.name)
+        return await self._read(key, by_plain)
 
     async def _is_spoiled(self, blob: Blob) -> bool:
         """Whether a whole object's content contradicts its ETag, on a server whose ETags are MD5s."""
@@ -300,7 +297,8 @@ class Bucket:
         while True:
             clients = await self.clients()
             try:
-                answer = await self._attempt(what, request, clients, throttle, deadline if reading else None)
+                now = functools.partial(request, clients)
+                answer = await self._attempt(what, now, throttle, deadline if reading else None)
                 throttle.succeeded()
                 self.counts["requests"] += 1
                 return answer
@@ -322,18 +320,11 @@ class Bucket:
             self.counts["retried writes"] += not reading
             await trio.sleep(delay)
 
-    async def _attempt(
-        self,
-        what: str,
-        request: Callable[[Clients], T],
-        clients: Clients,
-        throttle: Throttle,
-        deadline: float | None,
-    ) -> T:
+    async def _attempt(self, what: str, request: Callable[[], T], throttle: Throttle, deadline: float | None) -> T:
         with trio.CancelScope(deadline=float("inf") if deadline is None else deadline) as scope:
             try:
                 return await trio.to_thread.run_sync(
-                    request, clients, limiter=throttle.limiter, abandon_on_cancel=deadline is not None
+                    request, limiter=throttle.limiter, abandon_on_cancel=deadline is not None
                 )
             except trio.Cancelled:
                 raise

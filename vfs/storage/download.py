@@ -42,6 +42,10 @@ class Blob(Found):
 
     view: memoryview = field(default_factory=lambda: memoryview(b""))
 
+    @classmethod
+    def of(cls, found: Found, view: memoryview) -> Blob:
+        return cls(found.size, found.version, found.modified, found.metadata, view)
+
     @property
     def content(self) -> bytes:
         return bytes(self.view)
@@ -60,9 +64,9 @@ def etag_of(version: str) -> str:
 class Chunks:
     """A range on its way through obstore; as `vfs.storage.plain.Incoming`."""
 
-    def __init__(self, answer: _Answer, buffers: Buffers) -> None:
-        self.found = answer.found
+    def __init__(self, key: str, answer: _Answer, buffers: Buffers) -> None:
         self.left = answer.size
+        self._key = key
         self._chunks = iter(answer.result.stream(min_chunk_size=CHUNK))
         self._rest = memoryview(b"")
         self._buffers = buffers
@@ -74,7 +78,7 @@ class Chunks:
             if not self._rest:
                 self._rest = memoryview(next(self._chunks, b""))
                 if not self._rest:
-                    raise Unavailable(self.found.version, f"{len(body) - at} bytes less came than were promised")
+                    raise Unavailable(self._key, f"{len(body) - at} bytes less came than were promised")
             part = self._rest[: len(body) - at]
             body[at : at + len(part)] = part
             at += len(part)
@@ -98,16 +102,16 @@ def get(clients: Clients, *, key: str, span: Span | None, version: str | None) -
     answer = _ask(clients, key, span, version)
     if answer is None:
         return nothing_there(clients, key, version)
-    found, content = answer.found, memoryview(answer.result.bytes())
+    content = memoryview(answer.result.bytes())
     if len(content) != answer.size:
         raise Unavailable(key, f"{len(content)} bytes came instead of {answer.size}")
-    return Blob(found.size, found.version, found.modified, found.metadata, content)
+    return Blob.of(answer.found, content)
 
 
 def begin(clients: Clients, *, key: str, span: Span, version: str | None, buffers: Buffers) -> Chunks | None:
     """As `get`, to be read piece by piece; None where the object ends before the span."""
     answer = _ask(clients, key, span, version)
-    return None if answer is None else Chunks(answer, buffers)
+    return None if answer is None else Chunks(key, answer, buffers)
 
 
 def _ask(clients: Clients, key: str, span: Span | None, version: str | None) -> _Answer | None:

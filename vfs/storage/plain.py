@@ -57,7 +57,7 @@ class Plain:
     def __init__(self, endpoint: Endpoint, buffers: Buffers) -> None:
         self._endpoint = endpoint
         self._buffers = buffers
-        self._idle = Idle()
+        self._idle = _Idle()
 
     def close(self) -> None:
         """Of idle connections; those in use are closed with their answers."""
@@ -68,8 +68,7 @@ class Plain:
         incoming = self.begin(clients, target=target, span=span, version=version)
         if incoming is None:
             return nothing_there(clients, target["Key"], version)
-        found, view = incoming.found, incoming.read(incoming.left)
-        return Blob(found.size, found.version, found.modified, found.metadata, view)
+        return Blob.of(incoming.found, incoming.read(incoming.left))
 
     def begin(self, clients: Clients, *, target: Mapping[str, Any], span: Span, version: str | None) -> Incoming | None:
         """As `get`, to be read piece by piece; None where the object ends before the span."""
@@ -77,7 +76,7 @@ class Plain:
         url = clients.boto.generate_presigned_url("get_object", Params=dict(target), ExpiresIn=SIGNATURE_LIVES)
         incoming = Incoming(key, self._endpoint.request_timeout, self._buffers, self._idle)
         try:
-            with unavailable(key):
+            with _unavailable(key):
                 incoming.ask(self._connected(url), _request(url, span, target))
             answer = incoming.answer
             if answer.status == 416:
@@ -109,7 +108,7 @@ class Plain:
         return connection
 
 
-class Idle:
+class _Idle:
     """Connections that wait for their next request, taken and kept by any thread."""
 
     def __init__(self) -> None:
@@ -144,7 +143,7 @@ class Incoming:
     answer: http.client.HTTPResponse
     found: Found
 
-    def __init__(self, key: str, seconds: float, buffers: Buffers, idle: Idle) -> None:
+    def __init__(self, key: str, seconds: float, buffers: Buffers, idle: _Idle) -> None:
         self.left = 0
         self._key = key
         self._seconds = seconds
@@ -177,7 +176,7 @@ class Incoming:
         body = self._buffers.take(min(size, self.left))
         self._is_reading = True
         try:
-            with unavailable(self._key):
+            with _unavailable(self._key):
                 self._fill(body)
         except BaseException:
             self._is_reading = False
@@ -219,7 +218,7 @@ class Incoming:
 
 
 @contextlib.contextmanager
-def unavailable(key: str) -> Iterator[None]:
+def _unavailable(key: str) -> Iterator[None]:
     """What goes wrong on the way, as the failure that is tried again."""
     try:
         yield
