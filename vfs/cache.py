@@ -19,7 +19,7 @@ import trio
 from vfs.blockmap import BLOCK
 from vfs.errors import error
 from vfs.inode import Inode
-from vfs.records import Evicted, Reclaim, Record
+from vfs.records import Evicted, Reclaim
 
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
@@ -72,8 +72,8 @@ class Cache:
 
     # ---- what the session tells
 
-    def committed(self, record: Record, inode: Inode | None) -> None:
-        if isinstance(record, Reclaim):
+    def reclaimed(self, record: Reclaim) -> None:
+        if self._sizes:
             for ino in record.inos:
                 self._forget(ino)
 

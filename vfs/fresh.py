@@ -64,7 +64,8 @@ class Fresh:
         return found
 
     def forget(self, ino: int) -> None:
-        self.bytes -= sum(len(span.view) for span in self._spans.pop(ino, ()))
+        if self._spans:
+            self.bytes -= sum(len(span.view) for span in self._spans.pop(ino, ()))
 
     def _drop(self, ino: int, span: _Span) -> None:
         spans = self._spans[ino]

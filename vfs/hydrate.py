@@ -18,7 +18,7 @@ from vfs.fill import Fills
 from vfs.fresh import Fresh
 from vfs.inode import Inode
 from vfs.readahead import MUCH, ReadAhead
-from vfs.records import Adopt, Evicted, Hydrated, Reclaim, Record, Renewed
+from vfs.records import Adopt, Evicted, Hydrated, Reclaim, Renewed
 from vfs.remote import UNKNOWN_SIZE
 
 if TYPE_CHECKING:
@@ -73,21 +73,22 @@ class Hydration:
 
     # ---- what the session tells
 
-    def committed(self, record: Record, inode: Inode | None) -> None:
-        if isinstance(record, Reclaim):
-            for ino in record.inos:
-                self.unsized.discard(ino)
-                self._ahead.forget(ino)
-                self.fresh.forget(ino)
-                if (known := self.maps.pop(ino, None)) is not None:
-                    known.remove()
-        elif isinstance(record, Adopt):
-            self.unsized.update(row[2] for row in record.rows if row[6] == UNKNOWN_SIZE)
-        elif isinstance(record, Renewed):
-            if record.size == UNKNOWN_SIZE:
-                self.unsized.add(record.ino)
-            else:
-                self.unsized.discard(record.ino)
+    def reclaimed(self, record: Reclaim) -> None:
+        for ino in record.inos:
+            self.unsized.discard(ino)
+            self._ahead.forget(ino)
+            self.fresh.forget(ino)
+            if (known := self.maps.pop(ino, None)) is not None:
+                known.remove()
+
+    def adopted(self, record: Adopt) -> None:
+        self.unsized.update(row[2] for row in record.rows if row[6] == UNKNOWN_SIZE)
+
+    def renewed(self, record: Renewed) -> None:
+        if record.size == UNKNOWN_SIZE:
+            self.unsized.add(record.ino)
+        else:
+            self.unsized.discard(record.ino)
 
     def released(self, inode: Inode) -> None:
         self._ahead.forget(inode.ino)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import stat
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -39,32 +39,24 @@ class Writes:
 
 
 class Notes:
-    """`wake` is called when there is something new to compare."""
+    """`wake` is called when there is something to compare where there was nothing."""
 
     def __init__(self, session: PersistedSession, wake: Callable[[], None]) -> None:
         self.session = session
         self.namespace = session.namespace
         self.writes: dict[int, Writes] = {}
         self.fresh: set[int] = set()
-        self.count = 0  # changes told so far: `Parts` counts records, as it finds their takers
+        self.count = 0  # changes told so far
         self._wake = wake
         self._now = trio.lowlevel.current_clock().current_time
         self._names: deque[tuple[int, bytes]] = deque()
         self._inodes: dict[int, None] = {}
         self._steps = 0
-        self.takers: dict[type, Callable[[Any], None]] = {
-            Make: self._made,
-            Link: self._named,
-            Unlink: self._named,
-            Rename: self._renamed,
-            Dirty: self._dirty,
-            Reclaim: self._reclaimed,
-        }
 
     def __bool__(self) -> bool:
         return bool(self._names or self._inodes)
 
-    # ---- what the session tells: `takers` by a record's kind, and these
+    # ---- what the session tells
 
     def written(self, inode: Inode) -> None:
         self.count += 1
@@ -74,38 +66,49 @@ class Notes:
 
     def released(self, inode: Inode) -> None:
         if inode.ino in self.fresh:
-            self._inodes[inode.ino] = None
-            self._wake()
+            self._note_inode(inode.ino)
 
-    def _named(self, record: Link | Unlink) -> None:
-        self._names.append((record.parent, record.name))
-        self._wake()
+    def named(self, record: Link | Unlink) -> None:
+        self.count += 1
+        self._note_name(record.parent, record.name)
 
-    def _made(self, record: Make) -> None:
+    def made(self, record: Make) -> None:
+        self.count += 1
         if stat.S_ISREG(record.mode):
             self.fresh.add(record.ino)
-            self._inodes[record.ino] = None
-            self._wake()
+            self._note_inode(record.ino)
 
-    def _renamed(self, record: Rename) -> None:
-        self._names.append((record.old_parent, record.old_name))
-        self._names.append((record.new_parent, record.new_name))
-        self._wake()
+    def renamed(self, record: Rename) -> None:
+        self.count += 1
+        self._note_name(record.old_parent, record.old_name)
+        self._note_name(record.new_parent, record.new_name)
 
-    def _dirty(self, record: Dirty) -> None:
+    def dirty(self, record: Dirty) -> None:
+        self.count += 1
         self.writes[record.ino] = Writes(self._now())
-        self._inodes[record.ino] = None
-        self._wake()
+        self._note_inode(record.ino)
 
-    def _reclaimed(self, record: Reclaim) -> None:
+    def reclaimed(self, record: Reclaim) -> None:
+        self.count += 1
         for ino in record.inos:
             self.writes.pop(ino, None)
             self.fresh.discard(ino)
 
     def note_all(self) -> None:
         """Compare everything: at the start, and when what goes where is another now."""
-        self._names.append((self.namespace.root.ino, b""))
-        self._wake()
+        self._note_name(self.namespace.root.ino, b"")
+
+    def _note_inode(self, ino: int) -> None:
+        is_first = not (self._inodes or self._names)
+        self._inodes[ino] = None
+        if is_first:
+            self._wake()
+
+    def _note_name(self, parent: int, name: bytes) -> None:
+        is_first = not (self._inodes or self._names)
+        self._names.append((parent, name))
+        if is_first:
+            self._wake()
 
     # ---- from notes to paths
 

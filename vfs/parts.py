@@ -5,18 +5,31 @@ One observer instead of five, because most changes concern write-back only, and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from vfs.inode import Inode
-from vfs.records import Adopt, Evicted, Hydrated, Reclaim, Record, Removed, Renewed, Stored, Storing
+from vfs.records import (
+    Adopt,
+    Dirty,
+    Evicted,
+    Hydrated,
+    Link,
+    Make,
+    Reclaim,
+    Record,
+    Removed,
+    Rename,
+    Renewed,
+    Stored,
+    Storing,
+    Unlink,
+)
 
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
 
 __all__ = ["Parts"]
-
-_INWARD = frozenset({Adopt, Evicted, Hydrated, Reclaim, Removed, Renewed, Stored, Storing})
-"""Records that are not a request's, other than Reclaim."""
 
 _SAYS_NOTHING = frozenset({Evicted, Hydrated, Reclaim, Storing})
 """Records that change nothing that a description has."""
@@ -25,22 +38,30 @@ _SAYS_NOTHING = frozenset({Evicted, Hydrated, Reclaim, Storing})
 class Parts:
     def __init__(self, session: PersistedSession) -> None:
         self.session = session
-        self._notes = notes = session.writeback.notes
-        self._noted = notes.takers
+        notes, hydration, listing = session.writeback.notes, session.hydration, session.listing
+        self._takers: dict[type, tuple[Callable[[Any], None], ...]] = {
+            Make: (notes.made,),
+            Link: (notes.named,),
+            Unlink: (notes.named,),
+            Rename: (notes.renamed,),
+            Dirty: (notes.dirty,),
+            Reclaim: (notes.reclaimed, hydration.reclaimed, session.cache.reclaimed),
+            Adopt: (hydration.adopted,),
+            Renewed: (hydration.renewed,),
+            Storing: (listing.stored,),
+            Stored: (listing.stored,),
+            Removed: (listing.removed,),
+        }
+        self._notes = notes
         self.written = notes.written
 
     def committed(self, record: Record, inode: Inode | None) -> None:
-        session, kind = self.session, type(record)
-        note = self._noted.get(kind)
-        if note is not None:
-            self._notes.count += 1
-            note(record)
-        if kind in _INWARD:
-            session.hydration.committed(record, inode)
-            session.cache.committed(record, inode)
-            session.listing.committed(record, inode)
-        if session.descriptions and kind not in _SAYS_NOTHING:
-            for description in session.descriptions:
+        kind = type(record)
+        for take in self._takers.get(kind, ()):
+            take(record)
+        descriptions = self.session.descriptions
+        if descriptions and kind not in _SAYS_NOTHING:
+            for description in descriptions:
                 description.changed()
 
     def released(self, inode: Inode) -> None:

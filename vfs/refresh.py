@@ -25,7 +25,7 @@ from vfs.fileref import FileRef
 from vfs.inode import Inode
 from vfs.listing import UNKNOWN_SIZE
 from vfs.persistence import Persistence
-from vfs.records import Record, Removed, Stored, Storing, Unlink
+from vfs.records import Removed, Stored, Storing, Unlink
 from vfs.remote import Entry
 from vfs.routes import Route
 
@@ -63,12 +63,17 @@ class Refresh:
 
     # ---- what the session tells
 
-    def committed(self, record: Record, inode: Inode | None) -> None:
-        if isinstance(record, Stored | Storing | Removed):
-            self._touched.add(record.path)
-            self._stamps.pop(record.path, None)
-            if not isinstance(record, Removed) and record.source:
-                self._touched.add(record.source)
+    def stored(self, record: Stored | Storing) -> None:
+        self._touch(record.path)
+        if record.source:
+            self._touched.add(record.source)
+
+    def removed(self, record: Removed) -> None:
+        self._touch(record.path)
+
+    def _touch(self, path: bytes) -> None:
+        self._touched.add(path)
+        self._stamps.pop(path, None)
 
     # ---- when
 
