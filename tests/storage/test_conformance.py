@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import logging
 import os
+from collections.abc import Iterable
 
 import pytest
 import trio
 
 from tests.storage.conftest import Open
+from tests.storage.faults import FaultProxy
 from tests.storage.servers import Server
-from vfs.callbacks import PIECE, Context
+from vfs.callbacks import PIECE, Change, Context
 from vfs.errors import Conflict
+from vfs.storage import precondition
 from vfs.storage.s3 import S3Storage
 
 pytestmark = pytest.mark.s3
@@ -123,6 +126,53 @@ async def test_a_conditional_write_does_not_overwrite_what_others_wrote(any_serv
     with pytest.raises(Conflict):
         await s3.on_move(None, "/f", "/g", {"if_version": first.version})
     assert await s3.read("f") == b"theirs"
+
+
+def files(directory: str, names: Iterable[str]) -> list[Change]:
+    return [
+        Change("write", f"/{directory}/{name}", {"if_version": None}, file=io.BytesIO(name.encode(errors="replace")))
+        for name in names
+    ]
+
+
+async def test_of_many_writes_none_overwrites_what_others_wrote(any_server: Server, open_s3: Open) -> None:
+    s3 = await open_s3(any_server, any_server.new_bucket())
+    odd = [name for name in ODD_NAMES if "/" not in name and name not in NOT_EVERYWHERE[any_server.name]]
+    for number, name in enumerate(["plain", "d=@1", *(odd[:1] if any_server.conditional else odd)]):
+        directory = f"d{number}"
+        await s3.write(f"{directory}/{name}", b"theirs")
+        free = [f"free{n}" for n in range(4)]
+        refs = await s3.on_write_many(None, files(directory, [*free, name, "last"]), {})
+        assert [ref.path for ref in refs] == [f"{directory}/{one}" for one in free], name
+        with pytest.raises(Conflict):
+            await s3.on_write_many(None, files(directory, [name, *(f"{one}x" for one in free)]), {})
+        assert await s3.read(f"{directory}/{name}") == b"theirs"
+
+
+async def test_where_conditions_are_ignored_one_listing_stands_for_many_heads(
+    rclone: Server, open_s3: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(rclone.url) as proxy:
+        s3 = await open_s3(proxy.url, rclone.new_bucket())
+
+        async def asked(directory: str, names: Iterable[str]) -> tuple[int, int]:
+            """HEADs and listings for these writes, all of which are made."""
+            changes, before = files(directory, names), len(proxy.seen)
+            assert len(await s3.on_write_many(None, changes, {})) == len(changes)
+            seen = proxy.seen[before:]
+            heads = sum(one.method == "HEAD" for one in seen)
+            return heads, sum("list-type=2" in one.target for one in seen)
+
+        await s3.check()
+        assert await asked("d", map(str, range(16))) == (0, 1)
+        assert await asked("d", map(str, range(16, 32))) == (0, 0), "others who write there believe it too"
+        assert await asked("few", "abc") == (3, 0)
+        assert await asked("odd", ["ä", "b c", *"1234"]) == (2, 1)
+        await s3.on_write_many(None, [Change("write", f"/wide/{n}", {}, file=io.BytesIO()) for n in range(129)], {})
+        assert await asked("wide", "abcd") == (0, 1)
+        assert await asked("wide", "efgh") == (4, 0), "a listing would show much else"
+        monkeypatch.setattr(precondition, "TRUSTED", 0.0)
+        assert await asked("late", "abcd") == (4, 1), "what is listed is believed for a moment"
 
 
 async def test_an_endpoint_that_ignores_conditions_is_named(

@@ -18,8 +18,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import trio
 
@@ -38,6 +37,7 @@ from vfs.storage.failures import (
     explain_answer,
 )
 from vfs.storage.plain import Incoming, Plain, is_plain
+from vfs.storage.precondition import ANY, Condition, Met, Preconditions, require
 from vfs.storage.throttle import Budget, Throttle
 from vfs.storage.wire import Wire
 
@@ -50,14 +50,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-
-class _Any(Enum):
-    ANY = "any"
-
-
-ANY: Final = _Any.ANY
-Condition: TypeAlias = str | Literal[_Any.ANY] | None
-"""The version that a write wants to replace; None: the key must be absent; ANY: whatever is there."""
 
 CONTENT_IN_MEMORY = 64 << 20
 IDLE = 8  # buffers for pieces of streams that are kept for the next ones
@@ -102,6 +94,7 @@ class Bucket:
         self._buffers = Buffers(PIECE, IDLE)
         self._plain = Plain(endpoint, self._buffers)
         self._md5_etags: bool | None = None  # learned from the first write
+        self._preconditions = Preconditions()
         self._clients: Clients | None = None
         self._connecting = trio.Lock()
         self._renewed_at = float("-inf")
@@ -218,10 +211,11 @@ class Bucket:
 
         def request(clients: Clients) -> list[str]:
             versions: list[str] = []
+            met = Met() if self.conditional else self._preconditions.met(clients, ((p.key, p.condition) for p in puts))
             end = time.monotonic() + MANY_END
             for put in puts:
                 try:
-                    versions.append(self._put(put, clients))
+                    versions.append(self._put(put, clients, is_met=put.key in met))
                 except Exception:
                     if not versions:
                         raise
@@ -236,11 +230,11 @@ class Bucket:
         self.counts["bytes written"] += sum(len(put.content) for put in puts[: len(versions)])
         return versions
 
-    def _put(self, put: Put, clients: Clients) -> str:
+    def _put(self, put: Put, clients: Clients, *, is_met: bool = False) -> str:
         key, content, attributes, condition = put
-        if not self.conditional and condition is not ANY:
+        if not (self.conditional or is_met):
             # In the same thread: the way there and back costs more than the question.
-            _compare(clients, key, condition)
+            require(clients, key, condition)
         mode: PutMode = "overwrite" if condition is ANY else "create"
         if isinstance(condition, str):
             mode = {"e_tag": etag_of(condition)}
@@ -259,7 +253,7 @@ class Bucket:
     async def check(self, key: str, condition: Condition, *, always: bool = False) -> None:
         """Where the endpoint ignores conditions: ask first. It leaves a gap, but finds what happened before."""
         if condition is not ANY and (always or not self.conditional):
-            await self._read(key, functools.partial(_compare, key=key, condition=condition))
+            await self._read(key, functools.partial(require, key=key, condition=condition))
 
     async def fetch(self, url: str, headers: Mapping[str, str], what: str) -> bytes:
         """The answer's body to a GET of a presigned URL; OSError where it is no success."""
@@ -348,14 +342,3 @@ class Bucket:
             self._clients = fresh
             self.counts["credentials rotated"] += 1
             return True
-
-
-def _compare(clients: Clients, key: str, condition: Condition) -> None:
-    """Conflict where the object is not what `condition` says. A missing bucket is like an absent object here: what is
-    asked next says which."""
-    try:
-        found = stat(clients, key=key).version
-    except FileNotFoundError:
-        found = None
-    if found != condition:
-        raise Conflict(key, found)

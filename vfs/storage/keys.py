@@ -113,7 +113,7 @@ def misfit(path: str) -> str | None:
         return "has a segment '.' or '..'"
     if "\0" in path:
         return "has a NUL"
-    if any(len(segment.encode("utf-8", "surrogateescape")) > NAME_MAX for segment in segments if len(segment) > 63):
+    if len(path) > NAME_MAX // 4 and any(len(name.encode("utf-8", "surrogateescape")) > NAME_MAX for name in segments):
         return f"has a name over {NAME_MAX} bytes"
     if len(path) > PATH_MAX // 4 and len(path.encode("utf-8", "surrogateescape")) >= PATH_MAX:
         return f"is over {PATH_MAX} bytes long"
