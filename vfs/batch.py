@@ -19,11 +19,11 @@ import msgspec
 
 from vfs import failpoints
 from vfs.callbacks import Change
-from vfs.capture import SMALL, Torn, capture
+from vfs.capture import SMALL, Torn, capture_small
 from vfs.fileref import FileRef
 from vfs.inode import Inode
 from vfs.persistence import Persistence
-from vfs.records import Removed, Storing
+from vfs.records import Removed, Stored, Storing
 from vfs.remote import Entry
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ class _Step(msgspec.Struct):
     size: int
     checksum: bytes = b""
     source: bytes = b""
+
+    def storing(self) -> Storing:
+        return Storing(self.path, self.ino, self.generation, self.size, self.checksum, self.source)
+
+    def stored(self, ref: FileRef) -> Stored:
+        return Stored(self.path, self.ino, self.generation, ref.version, self.size, ref.metadata or None, self.source)
 
 
 async def commit(session: PersistedSession, persistence: Persistence, paths: set[bytes]) -> set[bytes]:
@@ -78,24 +84,20 @@ async def _carry_out(
     """Have `call` answer for the first of these steps, and record what it has; the paths of those."""
     if not steps:
         return set()
-    for step in steps:
-        if step.change.kind != "delete":
-            session.commit(Storing(step.path, step.ino, step.generation, step.size, step.checksum, step.source))
+    session.commit_all([step.storing() for step in steps if step.change.kind != "delete"])
     failpoints.reach("batch.before-answer")
     refs = await call([step.change for step in steps])
     failpoints.reach("batch.before-record")
     done = steps[: len(refs)]
-    for step, ref in zip(done, refs, strict=True):
+    answered = list(zip(done, refs, strict=True))
+    session.commit_all([step.stored(ref) for step, ref in answered if ref is not None])
+    session.commit_all([Removed(step.path) for step, ref in answered if ref is None])
+    for step, ref in answered:
         if ref is None:
-            session.commit(Removed(step.path))
             session.removed(step.path)
         else:
-            _stored(session, step, ref)
+            session.writeback.transfer.acknowledged(step.path, step.size, ref, step.source)
     return {step.path for step in done}
-
-
-def _stored(session: PersistedSession, step: _Step, ref: FileRef) -> None:
-    session.writeback.transfer.stored(step.path, step.ino, step.generation, step.size, ref, step.source)
 
 
 async def _plan(session: PersistedSession, persistence: Persistence, paths: set[bytes]) -> list[_Step]:
@@ -163,13 +165,13 @@ def _source(
 
 async def _write(session: PersistedSession, path: bytes, want: Inode) -> _Step:
     """Raises Torn."""
-    async with capture(session, want) as captured:
-        context = session.writeback.transfer.context(path, want, session.namespace.remote.get(path))
-        context["size"], context["checksum"] = captured.size, captured.checksum
-        context["generation"], context["mtime_ns"] = captured.generation, captured.mtime_ns
-        change = Change("write", os.fsdecode(path), context, file=captured.file())
-        checksum = bytes.fromhex(captured.checksum)
-        return _Step(change, path, want.ino, captured.generation, captured.size, checksum)
+    captured = await capture_small(session, want)
+    context = session.writeback.transfer.context(path, want, session.namespace.remote.get(path))
+    context["size"], context["checksum"] = captured.size, captured.checksum
+    context["generation"], context["mtime_ns"] = captured.generation, captured.mtime_ns
+    change = Change("write", os.fsdecode(path), context, file=captured.file())
+    checksum = bytes.fromhex(captured.checksum)
+    return _Step(change, path, want.ino, captured.generation, captured.size, checksum)
 
 
 def _move(session: PersistedSession, path: bytes, want: Inode, source: bytes) -> _Step:

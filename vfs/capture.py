@@ -24,7 +24,7 @@ from vfs.pace import Pace
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
 
-__all__ = ["SMALL", "Capture", "Torn", "capture"]
+__all__ = ["SMALL", "Capture", "Torn", "capture", "capture_small"]
 
 SMALL = 1 << 20
 _PIECE = 1 << 20
@@ -135,7 +135,7 @@ async def capture(session: PersistedSession, inode: Inode, *, copy: bool = False
     while it is copied.
     """
     if inode.size <= SMALL:
-        yield await _read_at_once(session, inode)
+        yield await capture_small(session, inode)
         return
     if copy:
         async with session.frozen(inode.ino):
@@ -156,7 +156,8 @@ async def capture(session: PersistedSession, inode: Inode, *, copy: bool = False
         yield captured
 
 
-async def _read_at_once(session: PersistedSession, inode: Inode) -> Capture:
+async def capture_small(session: PersistedSession, inode: Inode) -> Capture:
+    """As `capture`, of a file of at most SMALL bytes."""
     for _ in range(8):
         inode.sealed = True
         generation, size = inode.generation, inode.size

@@ -61,7 +61,8 @@ class Guarded(Session):
 
     def place(self, path: bytes) -> Place:
         """What holds for the path of a file."""
-        return self.routes.for_path(path.split(b"/"))
+        everywhere = self.routes.everywhere
+        return self.routes.for_path(path.split(b"/")) if everywhere is None else everywhere
 
     def _directory(self, ino: int) -> Place:
         """What holds for a directory; ENOENT for one that was removed."""

@@ -140,12 +140,15 @@ class Journal:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         return os.open(segment_path(self.directory, segment), flags, 0o600)
 
-    def append(self, record: Record, *, frees: bool = False) -> None:
-        """The record is in the journal when this returns; ENOSPC or EIO if it is not, and then nothing has changed.
+    def append(self, record: Record, *others: Record, frees: bool = False) -> None:
+        """The record is in the journal when this returns, and others of its kind; ENOSPC or EIO if one is not, and then
+        nothing has changed.
 
         `frees`: it makes room, though its kind need not.
         """
         framed = frame(encode(record))
+        if others:
+            framed = b"".join((framed, *(frame(encode(other)) for other in others)))
         if self.size + len(framed) > self._reserved - _RESERVE:
             self._make_room(len(framed), frees or record.frees)
         if self._torn:

@@ -118,7 +118,8 @@ class Routes:
     """All routes of one session. `hidden` and `local_only` are the session's own globs.
 
     `guards`: a request is to be looked at, for a name may be hidden, a route read-only, or another route's border near.
-    `unlisted`: a persistence may have files that no listing tells.
+    `unlisted`: a persistence may have files that no listing tells. `everywhere`: what holds for every path, where one
+    route has all of them and there are no globs.
     """
 
     def __init__(
@@ -159,6 +160,9 @@ class Routes:
         persistences = [one.route.persistence for one in entered if one.route.persistence is not None]
         self.unlisted = any(persistence.is_asked_by_name for persistence in persistences)
         self._forget()
+        keeps = bool(self._local_only) or any(one.local_only for one in entered)
+        is_even = not (hides or keeps) and list(self._entered) == [""]
+        self.everywhere = self.root if is_even else None
 
     def for_path(self, parts: Iterable[bytes], is_directory: bool = False) -> Place:
         """The place of the path with these names. What is not the last is a directory anyhow."""

@@ -161,6 +161,10 @@ class Transfer:
     def stored(self, path: bytes, ino: int, generation: int, size: int, ref: FileRef, source: bytes = b"") -> None:
         """The persistence has answered."""
         self.session.commit(Stored(path, ino, generation, ref.version, size, ref.metadata or None, source))
+        self.acknowledged(path, size, ref, source)
+
+    def acknowledged(self, path: bytes, size: int, ref: FileRef, source: bytes) -> None:
+        """That it has answered is recorded."""
         if source:
             self.session.removed(source)
         else:

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -111,12 +111,26 @@ class Tree(ABC):
         """The record into the journal, then into the namespace. `frees`: it makes room, whatever its kind does."""
         self.before_record(record)
         self.journal.append(record, frees=frees)
-        inode = self.namespace.apply(record)
-        for observer in self.observers:
-            observer.committed(record, inode)
+        inode = self._apply(record)
         failpoints.reach("record.applied")
         if self.journal.size > SEGMENT_BYTES:
             self._segment_full()
+        return inode
+
+    def commit_all(self, records: Sequence[Record]) -> None:
+        """Records of one kind, that no request brings: all of them are in the journal, or none."""
+        if not records:
+            return
+        self.journal.append(*records)
+        for record in records:
+            self._apply(record)
+        if self.journal.size > SEGMENT_BYTES:
+            self._segment_full()
+
+    def _apply(self, record: Record) -> Inode | None:
+        inode = self.namespace.apply(record)
+        for observer in self.observers:
+            observer.committed(record, inode)
         return inode
 
     def _writable(self) -> None:
