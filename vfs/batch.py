@@ -158,7 +158,8 @@ def _source(
         return None
     for source in session.namespace.remote.paths(want.ino):
         entry = session.namespace.remote.entries[source]
-        if source in paths and entry.generation == want.generation and session.at(source) is None:
+        is_held = entry.generation == want.generation and not session.namespace.remote.is_doubtful(source)
+        if source in paths and is_held and session.at(source) is None:
             return source if session.place(source).persistence is persistence else None
     return None
 

@@ -191,8 +191,12 @@ class Conflicts:
         if ref is None:
             self.vanished(source)
             return
+        own = await self._own(persistence, source, ref)
         held = self.namespace.remote.get(source)
         if held is None or held.ino != inode.ino or held.generation != inode.generation:
+            return
+        if own is not None and own.ino != inode.ino:  # a file of ours that has this name now
+            self.session.commit(Stored(source, own.ino, own.generation, ref.version or e.found, own.size))
             return
         self.renew(source, inode, ref)
 

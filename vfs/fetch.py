@@ -203,6 +203,8 @@ class Fetches:
                 if not self._is_wanted(inode):
                     return
                 tries = 1 if len(fetches) < left else tries + 1
+                if isinstance(e, FileNotFoundError):
+                    await self._moved(source[0])
                 if self._source(inode) != source:
                     continue
                 final = isinstance(e, FileNotFoundError) or e.errno == errno.EFBIG
@@ -211,6 +213,13 @@ class Fetches:
                 log.warning("%s: %s cannot be read: %s; it is tried again", self.session.id, os.fsdecode(source[0]), e)
                 await trio.sleep(PAUSES[tries - 1])
         raise error(errno.EIO, f"inode {inode.ino}", "it changes in the persistence faster than it can be read")
+
+    async def _moved(self, path: bytes) -> None:
+        """No move from there may have been carried out without our knowing any more, unless that takes LONG."""
+        writeback = self.session.writeback
+        with trio.move_on_after(LONG):
+            while path in writeback.transfer.busy or self.namespace.remote.is_leaving(path):
+                await writeback.progressed.wait()
 
     def _is_wanted(self, inode: Inode) -> bool:
         """Whether the file is there, and not all of it here."""

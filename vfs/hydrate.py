@@ -64,7 +64,7 @@ class Hydration:
             persistence = self.session.place(path).route.persistence
             if inode is None or inode.remote or entry.generation != inode.generation or entry.size == UNKNOWN_SIZE:
                 continue
-            if persistence is not None and persistence.reads:
+            if persistence is not None and persistence.reads and not self.namespace.remote.is_doubtful(path):
                 rows.append((inode.ino, entry.size, inode.mtime_ns))
         for first in range(0, len(rows), 1000):
             self.session.commit(Evicted(rows[first : first + 1000]))

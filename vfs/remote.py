@@ -94,6 +94,15 @@ class Remote:
                 return path
         return None
 
+    def is_doubtful(self, path: bytes) -> bool:
+        """Whether a write of another file there, whose answer is not known, may have replaced what the path held."""
+        held = self.entries.get(path)
+        return held is not None and any(attempt.ino != held.ino for attempt in self.attempts.get(path, ()))
+
+    def is_leaving(self, path: bytes) -> bool:
+        """Whether a move from there, whose answer is not known, may have taken what the path held."""
+        return any(attempt.source == path for attempts in self.attempts.values() for attempt in attempts)
+
     def newest(self, ino: int) -> tuple[bytes, Entry] | None:
         """The path that holds the newest generation of the inode."""
         held = [(path, self.entries[path]) for path in self._paths.get(ino, ())]

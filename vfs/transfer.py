@@ -185,6 +185,8 @@ class Transfer:
             entry = self.namespace.remote.entries[source]
             if source == path or entry.generation != want.generation or self.session.at(source) is want:
                 continue
+            if self.namespace.remote.is_doubtful(source):
+                continue
             if self.session.place(source).persistence is not persistence:
                 continue
             if source in self.busy:

@@ -10,17 +10,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.vfs.shelf import BigShelf, Crash, Shelf, content, put, routes
+from tests.vfs.shelf import BigShelf, Crash, Ledger, Shelf, content, put, routes
 from vfs.conflict import conflict_name
 from vfs.options import Options
 from vfs.session import Session
 from vfs.tree import KERNEL
 
 QUIETLY = Options(refresh_interval=None)
+ONE_BY_ONE = Options(refresh_interval=None, concurrency=1, max_concurrency=1)
 
 
-def opened(tmp_path: Path, target: object, **policy: Any) -> Any:
-    return Session.open("s", tmp_path, routes=routes(target, **policy), options=QUIETLY)
+def opened(tmp_path: Path, target: object, options: Options = QUIETLY) -> Any:
+    return Session.open("s", tmp_path, routes=routes(target), options=options)
 
 
 def names(session: Any) -> list[str]:
@@ -119,6 +120,49 @@ async def test_a_clean_file_that_they_changed_is_moved_with_their_change(
         assert (await session.sync()).pending == 0
         assert shelf.contents == {"/b": b"theirs"}
         assert await content(session, "b") == b"theirs"
+
+
+class Careless(Ledger):
+    """Neither versions nor conditions."""
+
+    def _check(self, path: str, context: Any) -> None:
+        pass
+
+    async def on_write(self, scope: object, path: str, content: bytes, context: Any) -> Any:
+        await super().on_write(scope, path, content, context)
+
+    async def on_commit(self, scope: object, changes: Any, context: Any) -> Any:
+        await super().on_commit(scope, changes, context)
+
+
+@pytest.mark.parametrize("kind", [BigShelf, Careless])
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_what_a_new_file_may_have_replaced_is_not_moved_to_the_new_name_of_the_old_one(
+    tmp_path: Path, autojump_clock: MockClock, kind: type[Shelf], is_deleted: bool
+) -> None:
+    shelf = kind()
+
+    def fault(operation: str, path: str) -> None:
+        if (operation, path) != ("write", "/b"):
+            raise ConnectionResetError(104, "reset")
+
+    with pytest.raises(Crash):
+        async with opened(tmp_path, shelf, ONE_BY_ONE) as session:
+            await put(session, "b", b"precious")
+            await session.sync()
+            shelf.fault, shelf.lost = fault, lambda operation, path: operation == "write"
+            session.rename(1, b"b", 1, b"a", 0, KERNEL)
+            await put(session, "b", b"new")
+            await trio.sleep(60)
+            assert shelf.contents == {"/b": b"new"}
+            if is_deleted:
+                session.unlink(1, b"b", KERNEL)
+            raise Crash
+    shelf.fault, shelf.lost = lambda operation, path: None, lambda operation, path: False
+    async with opened(tmp_path, shelf, ONE_BY_ONE) as session:
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/a": b"precious"} if is_deleted else {"/a": b"precious", "/b": b"new"}
+        assert await content(session, "a") == b"precious"
 
 
 async def test_a_program_that_has_the_file_open_goes_on_with_its_own(tmp_path: Path, autojump_clock: MockClock) -> None:

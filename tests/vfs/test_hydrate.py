@@ -207,6 +207,22 @@ async def test_content_that_is_at_its_old_path_only_is_brought_to_safety_before_
         assert await content(session, "b") == b"precious"
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_file_can_be_read_while_it_is_moved_there(
+    tmp_path: Path, autojump_clock: MockClock, is_lost: bool
+) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        await evicted(session, "a", b"precious")
+        session.rename(1, b"a", 1, b"b", 0, KERNEL)
+        answers = iter([0.0, 0.0, 0.0, 2.0])  # of a stat, and of the move
+        shelf.delay = lambda: next(answers, 0.0)
+        shelf.lost = lambda operation, path: is_lost and operation == "move"
+        await trio.sleep(1)
+        assert shelf.contents == {"/b": b"precious"} and session.namespace.remote.get(b"a") is not None
+        assert await content(session, "b") == b"precious"
+
+
 @pytest.mark.parametrize("kind", [Shelf, BigShelf])
 async def test_two_files_that_are_elsewhere_can_change_places(
     tmp_path: Path, autojump_clock: MockClock, kind: type[Shelf]
