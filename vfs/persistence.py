@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import errno
 import io
 import itertools
@@ -355,7 +354,7 @@ class Persistence:
     def _change(self, change: Change) -> Change:
         source = None if change.source is None else self._outward(change.source)
         told = self._told(change.context, change.kind)
-        return dataclasses.replace(change, path=self._outward(change.path), source=source, context=told)
+        return Change(change.kind, self._outward(change.path), told, source, change.file)
 
     def _skip(self, path: str, reason: str, before: Mapping[str, str]) -> None:
         self.skipped[path] = reason
