@@ -148,11 +148,14 @@ class Cache:
     def is_clean(self, inode: Inode) -> bool:
         """Whether all of it can be had again: a persistence that reads holds it, and nothing is pending for it."""
         session = self.session
-        if not inode.nlink or session.namespace.remote.holding(inode.ino, inode.generation) is None:
+        remote, newest = session.namespace.remote, session.namespace.remote.newest(inode.ino)
+        if not inode.nlink or newest is None:
             return False
-        path, entry = session.namespace.remote.newest(inode.ino) or (b"", None)
+        path, entry = newest
+        if (entry.generation, entry.size) != (inode.generation, inode.size) or remote.is_doubtful(path):
+            return False
         persistence = session.place(path).route.persistence
-        if entry is None or entry.size != inode.size or persistence is None or not persistence.reads:
+        if persistence is None or not persistence.reads:
             return False
         return not any(name in session.writeback.queue.paths for name in session.paths(inode))
 

@@ -20,8 +20,8 @@ QUIETLY = Options(refresh_interval=None)
 ONE_BY_ONE = Options(refresh_interval=None, concurrency=1, max_concurrency=1)
 
 
-def opened(tmp_path: Path, target: object, options: Options = QUIETLY) -> Any:
-    return Session.open("s", tmp_path, routes=routes(target), options=options)
+def opened(tmp_path: Path, target: object, options: Options = QUIETLY, **policy: Any) -> Any:
+    return Session.open("s", tmp_path, routes=routes(target, **policy), options=options)
 
 
 def names(session: Any) -> list[str]:
@@ -163,6 +163,30 @@ async def test_what_a_new_file_may_have_replaced_is_not_moved_to_the_new_name_of
         assert (await session.sync()).pending == 0
         assert shelf.contents == {"/a": b"precious"} if is_deleted else {"/a": b"precious", "/b": b"new"}
         assert await content(session, "a") == b"precious"
+
+
+async def test_what_may_have_been_replaced_there_is_not_given_up_here(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+
+    def fault(operation: str, path: str) -> None:
+        if (operation, path) != ("write", "/b"):
+            raise ConnectionResetError(104, "reset")
+
+    async with opened(tmp_path, shelf, local_only=("kept",)) as session:
+        ino = await put(session, "b", b"precious")
+        await session.sync()
+        shelf.fault, shelf.lost = fault, lambda operation, path: True
+        session.rename(1, b"b", 1, b"kept", 0, KERNEL)
+        await put(session, "b", b"new")
+        await trio.sleep(60)
+        assert shelf.contents == {"/b": b"new"}
+        session.cache.trim(0)
+        assert not session.namespace.inode(ino).remote
+        shelf.fault, shelf.lost = lambda operation, path: None, lambda operation, path: False
+        assert (await session.sync()).pending == 0
+        assert await content(session, "kept") == b"precious"
 
 
 async def test_a_program_that_has_the_file_open_goes_on_with_its_own(tmp_path: Path, autojump_clock: MockClock) -> None:
