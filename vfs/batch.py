@@ -63,7 +63,7 @@ async def write_many(session: PersistedSession, persistence: Persistence, paths:
     writes: list[_Step] = []
     for path in sorted(paths):
         want, held = session.writeback.transfer.desired(path), session.namespace.remote.get(path)
-        if want is None or want.remote or want.size > LITTLE or _is_needed(session, held, want):
+        if want is None or want.remote or want.size > LITTLE or _is_needed(session, path, held, want):
             continue
         if all(other == path for other in session.namespace.remote.paths(want.ino)):  # else it may be moved
             with contextlib.suppress(Torn):
@@ -108,7 +108,7 @@ async def _plan(session: PersistedSession, persistence: Persistence, paths: set[
     size = 0
     for path in sorted(paths):
         want, held = transfer.desired(path), remote.get(path)
-        if want is None or _is_needed(session, held, want):
+        if want is None or _is_needed(session, path, held, want):
             continue
         source = _source(session, persistence, path, want, held, paths)
         if source is not None and source not in sources:
@@ -129,13 +129,15 @@ def _deletes(session: PersistedSession, paths: set[bytes], fresh: set[bytes]) ->
         for path in sorted(paths)
         if session.writeback.transfer.desired(path) is None
         and (held := session.namespace.remote.get(path)) is not None
-        and not _is_needed(session, held, None)
+        and not _is_needed(session, path, held, None)
         and _is_elsewhere(session, path, held, fresh)
     ]
 
 
-def _is_needed(session: PersistedSession, held: Entry | None, want: Inode | None) -> bool:
-    """Whether what the path holds is content of another file that is not here."""
+def _is_needed(session: PersistedSession, path: bytes, held: Entry | None, want: Inode | None) -> bool:
+    """Whether what the path holds is, or may be, content of another file that is not here."""
+    if session.namespace.remote.arriving(path) is not None:
+        return True
     if held is None or (want is not None and want.ino == held.ino):
         return False
     holder = session.namespace.inodes.get(held.ino)

@@ -180,8 +180,8 @@ class Conflicts:
         if held is not None and held.version == ref.version:
             return True
         moved = [a for a in self.namespace.remote.attempts.get(path, ()) if a.source and a.ino == want.ino]
-        if held is None and moved and ref.size in (UNKNOWN_SIZE, want.size):
-            return True  # what an attempt of this move left half done
+        if moved and ref.size in (UNKNOWN_SIZE, want.size):
+            return True  # what an attempt of this move has brought there, whose answer was lost
         await self.on_write(persistence, path, want, Conflict(os.fsdecode(path), ref.version))
         return False
 
@@ -210,6 +210,28 @@ class Conflicts:
             Renewed(path, inode.ino, generation, ref.size, mtime_ns, ref.version, now, ref.metadata or None)
         )
         self.session.outdated((), (inode.ino,))
+
+    async def follow(self, persistence: Persistence, source: bytes) -> bool:
+        """Whether what `source` held is not there any more, for a move whose answer was lost has taken it elsewhere:
+        then that is recorded."""
+        remote = self.namespace.remote
+        held = remote.get(source)
+        moves = list(remote.leaving(source))
+        if not moves or await self.current(persistence, source) is not None:
+            return False
+        for target, attempt in moves:
+            ref, before = await self.current(persistence, target), remote.get(target)
+            if ref is None or ref.size not in (UNKNOWN_SIZE, attempt.size):
+                continue
+            if before is not None and before.version is not None and before.version == ref.version:
+                continue
+            if remote.get(source) is held and remote.get(target) is before:
+                version, metadata = ref.version, ref.metadata or None
+                self.session.commit(
+                    Stored(target, attempt.ino, attempt.generation, version, attempt.size, metadata, source)
+                )
+            return True
+        return False
 
     def vanished(self, path: bytes) -> None:
         """Someone else deleted what was at the path. What of it was not here is gone, and so is a clean file."""

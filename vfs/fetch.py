@@ -217,8 +217,10 @@ class Fetches:
     async def _moved(self, path: bytes) -> None:
         """No move from there may have been carried out without our knowing any more, unless that takes LONG."""
         writeback = self.session.writeback
+        if any(self.namespace.remote.leaving(path)):
+            writeback.hurry()
         with trio.move_on_after(LONG):
-            while path in writeback.transfer.busy or self.namespace.remote.is_leaving(path):
+            while any(self.namespace.remote.leaving(path)):
                 await writeback.progressed.wait()
 
     def _is_wanted(self, inode: Inode) -> bool:

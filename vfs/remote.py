@@ -99,9 +99,20 @@ class Remote:
         held = self.entries.get(path)
         return held is not None and any(attempt.ino != held.ino for attempt in self.attempts.get(path, ()))
 
-    def is_leaving(self, path: bytes) -> bool:
-        """Whether a move from there, whose answer is not known, may have taken what the path held."""
-        return any(attempt.source == path for attempts in self.attempts.values() for attempt in attempts)
+    def leaving(self, path: bytes) -> Iterator[tuple[bytes, Attempt]]:
+        """Where moves, whose answers are not known, may have taken what the path holds."""
+        held = self.entries.get(path)
+        for target, attempts in self.attempts.items():
+            for attempt in attempts:
+                if attempt.source == path and held is not None and attempt.ino == held.ino:
+                    yield target, attempt
+
+    def arriving(self, path: bytes) -> Attempt | None:
+        """The move, whose answer is not known, that may have brought there what its source holds."""
+        for attempt in self.attempts.get(path, ()):
+            if attempt.source and (held := self.entries.get(attempt.source)) is not None and held.ino == attempt.ino:
+                return attempt
+        return None
 
     def newest(self, ino: int) -> tuple[bytes, Entry] | None:
         """The path that holds the newest generation of the inode."""

@@ -87,6 +87,12 @@ class Transfer:
         """One step for the path, which is claimed (`busy`). True if the persistence now holds there what it should have
         held when the step began; False if that took something else first. Raises Blocked, Torn, OSError."""
         want, held = self.desired(path), self.namespace.remote.get(path)
+        arriving = self.namespace.remote.arriving(path)
+        if arriving is not None and (want is None or want.ino != arriving.ino):
+            if arriving.source in self.busy:
+                raise Blocked(arriving.source)
+            if await self.conflicts.follow(self._persistence(path), arriving.source):
+                return False
         if want is None:
             return await (self._forget(path) if held is None else self._delete(path, held))
         if held is not None and (held.ino, held.generation) == (want.ino, want.generation):
@@ -213,7 +219,8 @@ class Transfer:
             except FileNotFoundError:
                 found = await self.conflicts.current(persistence, path) if tried else None
                 if found is None:
-                    self.conflicts.vanished(source)
+                    if not await self.conflicts.follow(persistence, source):
+                        self.conflicts.vanished(source)
                     return False
                 ref = found
             except Conflict as e:
@@ -238,6 +245,8 @@ class Transfer:
         newest = self.namespace.remote.newest(ino)
         if newest is None or self.namespace.remote.entries[path].generation < newest[1].generation:
             return False
+        if await self.conflicts.follow(self._persistence(path), path):
+            return True
         for target in self.session.paths(holder):
             if target in self.busy or self.namespace.remote.get(target) is not None or self.desired(target) is None:
                 continue

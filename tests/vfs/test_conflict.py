@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
 from tests.vfs.shelf import BigShelf, Crash, Ledger, Shelf, content, put, routes
 from vfs.conflict import conflict_name
+from vfs.fileref import FileRef
 from vfs.options import Options
 from vfs.session import Session
 from vfs.tree import KERNEL
@@ -163,6 +165,61 @@ async def test_what_a_new_file_may_have_replaced_is_not_moved_to_the_new_name_of
         assert (await session.sync()).pending == 0
         assert shelf.contents == {"/a": b"precious"} if is_deleted else {"/a": b"precious", "/b": b"new"}
         assert await content(session, "a") == b"precious"
+
+
+class Plain(BigShelf):
+    """No versions, no conditions."""
+
+    def _check(self, path: str, context: Any) -> None:
+        pass
+
+    def ref(self, path: str) -> FileRef:
+        return msgspec.structs.replace(super().ref(path), version=None)
+
+    async def on_write(self, scope: object, path: str, content: bytes, context: Any) -> Any:
+        await super().on_write(scope, path, content, context)
+
+    async def on_move(self, scope: object, old: str, new: str, context: Any) -> Any:
+        await super().on_move(scope, old, new, context)
+
+
+@pytest.mark.parametrize("kind", [BigShelf, Plain])
+@pytest.mark.parametrize("is_over_another", [False, True])
+@pytest.mark.parametrize("then", ["stays", "is renamed again", "is renamed again, and its name taken"])
+async def test_what_a_move_took_before_its_answer_was_lost_is_found(
+    tmp_path: Path, autojump_clock: MockClock, kind: type[Shelf], is_over_another: bool, then: str
+) -> None:
+    shelf = kind()
+
+    def fault(operation: str, path: str) -> None:
+        if "/b" in shelf.contents and shelf.contents["/b"] == b"precious":
+            raise ConnectionResetError(104, "reset")
+
+    expected = {"/c": b"new", "/b" if then == "stays" else "/d": b"precious"}
+    with pytest.raises(Crash):
+        async with opened(tmp_path, shelf, ONE_BY_ONE) as session:
+            if is_over_another:
+                await put(session, "b", b"old")
+            await put(session, "c", b"precious")
+            await session.sync()
+            session.cache.trim(0)
+            shelf.fault, shelf.lost = fault, lambda operation, path: operation == "move"
+            session.rename(1, b"c", 1, b"b", 0, KERNEL)
+            await trio.sleep(60)
+            assert shelf.contents == {"/b": b"precious"}
+            await put(session, "c", b"new")
+            if then != "stays":
+                session.rename(1, b"b", 1, b"d", 0, KERNEL)
+            if then == "is renamed again, and its name taken":
+                await put(session, "b", b"other")
+                expected["/b"] = b"other"
+            raise Crash
+    shelf.fault, shelf.lost = lambda operation, path: None, lambda operation, path: False
+    async with opened(tmp_path, shelf, ONE_BY_ONE) as session:
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == expected
+        assert names(session) == [path[1:] for path in sorted(expected)]
+        assert {f"/{name}": await content(session, name) for name in names(session)} == expected
 
 
 async def test_what_may_have_been_replaced_there_is_not_given_up_here(
