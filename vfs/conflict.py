@@ -212,12 +212,14 @@ class Conflicts:
         self.session.outdated((), (inode.ino,))
 
     async def follow(self, persistence: Persistence, source: bytes) -> bool:
-        """Whether what `source` held is not there any more, for a move whose answer was lost has taken it elsewhere:
-        then that is recorded."""
+        """Whether what `source` held, and is not here, is not there any more either, for a move whose answer was lost
+        has taken it elsewhere: then that is recorded."""
         remote = self.namespace.remote
-        held = remote.get(source)
-        moves = list(remote.leaving(source))
-        if not moves or await self.current(persistence, source) is not None:
+        held, moves = remote.get(source), list(remote.leaving(source))
+        inode = None if held is None else self.namespace.inodes.get(held.ino)
+        if not moves or inode is None or not inode.remote:
+            return False
+        if await self.current(persistence, source) is not None:
             return False
         for target, attempt in moves:
             ref, before = await self.current(persistence, target), remote.get(target)
