@@ -169,9 +169,8 @@ def _source(
 async def _write(session: PersistedSession, path: bytes, want: Inode) -> _Step:
     """Raises Torn."""
     captured = await capture_small(session, want)
-    context = session.writeback.transfer.context(path, want, session.namespace.remote.get(path))
-    context["size"], context["checksum"] = captured.size, captured.checksum
-    context["generation"], context["mtime_ns"] = captured.generation, captured.mtime_ns
+    held = session.namespace.remote.get(path)
+    context = session.writeback.transfer.context_of_write(path, want, held, captured)
     change = Change("write", os.fsdecode(path), context, file=captured.file())
     checksum = bytes.fromhex(captured.checksum)
     return _Step(change, path, want.ino, captured.generation, captured.size, checksum)

@@ -109,11 +109,15 @@ class Conflicts:
             return
         own = await self._own(persistence, path, ref)
         if own is not None:
-            version = ref.version if ref.version is not None else e.found
-            self.session.commit(Stored(path, own.ino, own.generation, version, own.size, ref.metadata or None))
-            self.session.synced(path, own.size, ref)
+            self._arrived(path, own, ref, e)
             return
         self._keep_both(path, ref if ref.version is not None else msgspec.structs.replace(ref, version=e.found))
+
+    def _arrived(self, path: bytes, own: Attempt, ref: FileRef, e: Conflict) -> None:
+        """An upload of ours whose answer was lost."""
+        version = ref.version if ref.version is not None else e.found
+        self.session.commit(Stored(path, own.ino, own.generation, version, own.size, ref.metadata or None))
+        self.session.synced(path, own.size, ref)
 
     def _keep_both(self, path: bytes, ref: FileRef) -> None:
         """Nothing is awaited here. After a crash between the two records a delete of ours is refused, and adopts."""
@@ -196,7 +200,7 @@ class Conflicts:
         if held is None or held.ino != inode.ino or held.generation != inode.generation:
             return
         if own is not None and own.ino != inode.ino:  # a file of ours that has this name now
-            self.session.commit(Stored(source, own.ino, own.generation, ref.version or e.found, own.size))
+            self._arrived(source, own, ref, e)
             return
         self.renew(source, inode, ref)
 
@@ -211,11 +215,11 @@ class Conflicts:
         )
         self.session.outdated((), (inode.ino,))
 
-    async def follow(self, persistence: Persistence, source: bytes) -> bool:
+    async def follow(self, persistence: Persistence, source: bytes, *, but: bytes | None = None) -> bool:
         """Whether what `source` held, and is not here, is not there any more either, for a move whose answer was lost
-        has taken it elsewhere: then that is recorded."""
+        has taken it elsewhere (`but` not to this path): then that is recorded."""
         remote = self.namespace.remote
-        held, moves = remote.get(source), list(remote.leaving(source))
+        held, moves = remote.get(source), [move for move in remote.leaving(source) if move[0] != but]
         inode = None if held is None else self.namespace.inodes.get(held.ino)
         if not moves or inode is None or not inode.remote:
             return False
@@ -228,10 +232,8 @@ class Conflicts:
             if before is not None and before.version is not None and before.version == ref.version:
                 continue
             if remote.get(source) is held and remote.get(target) is before:
-                version, metadata = ref.version, ref.metadata or None
-                self.session.commit(
-                    Stored(target, attempt.ino, attempt.generation, version, attempt.size, metadata, source)
-                )
+                stored = self.session.writeback.transfer.stored
+                stored(target, attempt.ino, attempt.generation, attempt.size, ref, source)
             return True
         return False
 

@@ -133,14 +133,19 @@ class Transfer:
             context["if_version"] = held.version
         return context
 
+    def context_of_write(self, path: bytes, inode: Inode, held: Entry | None, captured: Capture) -> Context:
+        """As `context`, of what was captured."""
+        context = self.context(path, inode, held)
+        context["size"], context["checksum"] = captured.size, captured.checksum
+        context["generation"], context["mtime_ns"] = captured.generation, captured.mtime_ns
+        return context
+
     # ---- write
 
     async def _write(self, path: bytes, want: Inode, held: Entry | None, copy: bool) -> bool:
         persistence = self._persistence(path)
         async with capture(self.session, want, copy=copy) as captured:
-            context = self.context(path, want, held)
-            context["size"], context["checksum"] = captured.size, captured.checksum
-            context["generation"], context["mtime_ns"] = captured.generation, captured.mtime_ns
+            context = self.context_of_write(path, want, held, captured)
             checksum = bytes.fromhex(captured.checksum)
             self.session.commit(Storing(path, want.ino, captured.generation, captured.size, checksum))
             failpoints.reach("upload.before-answer")
@@ -219,7 +224,7 @@ class Transfer:
             except FileNotFoundError:
                 found = await self.conflicts.current(persistence, path) if tried else None
                 if found is None:
-                    if not await self.conflicts.follow(persistence, source):
+                    if not await self.conflicts.follow(persistence, source, but=path):
                         self.conflicts.vanished(source)
                     return False
                 ref = found

@@ -222,6 +222,38 @@ async def test_what_a_move_took_before_its_answer_was_lost_is_found(
         assert {f"/{name}": await content(session, name) for name in names(session)} == expected
 
 
+async def test_what_others_deleted_is_not_taken_for_moved_over_what_is_at_its_new_name(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Plain()
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "b", b"old file")
+        await put(session, "c", b"precious")
+        await session.sync()
+        session.cache.trim(0)
+        del shelf.files["/c"]
+        session.rename(1, b"c", 1, b"b", 0, KERNEL)
+        assert (await session.sync()).pending == 0
+        assert names(session) == [] and shelf.contents == {}
+
+
+async def test_a_receipt_does_not_name_what_a_move_took(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf, ONE_BY_ONE) as session:
+        await put(session, "c", b"precious")
+        await trio.sleep(60)
+        session.cache.trim(0)
+        shelf.lost = lambda operation, path: operation == "move"
+        session.rename(1, b"c", 1, b"b", 0, KERNEL)
+        await trio.sleep(1)
+        assert shelf.contents == {"/b": b"precious"}
+        shelf.lost = lambda operation, path: False
+        session.rename(1, b"b", 1, b"d", 0, KERNEL)
+        receipt = await session.sync()
+        assert shelf.contents == {"/d": b"precious"}
+        assert list(receipt.stored) == ["d"] and receipt.stored["d"].version == shelf.files["/d"][1]
+
+
 async def test_what_may_have_been_replaced_there_is_not_given_up_here(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
