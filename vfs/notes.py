@@ -1,9 +1,9 @@
 """Notes: what requests have changed, until write-back turns it into pending paths.
 
-A request only notes which directory entry or inode it changed. Turning notes into paths may come later: for any path
-whose meaning has changed, the highest entry on it that was changed is noted, and the path of that entry's directory is
-the same before and after. What is noted is compared as it is by then; so what is made and deleted in between costs
-nothing more.
+A request only leaves its record here. Which directory entry or inode it changed, and what paths that concerns, is found
+out later: for any path whose meaning has changed, the highest entry on it that was changed is noted, and the path of
+that entry's directory is the same before and after. What is noted is compared as it is by then; so what is made and
+deleted in between costs nothing more.
 
 Also known here, because it is told by the same calls: when a file's present generation was first and last written, and
 which files no persistence has seen yet. Owned by `WriteBack`.
@@ -14,12 +14,12 @@ from __future__ import annotations
 import stat
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from vfs.inode import Inode
-from vfs.records import Dirty, Link, Make, Reclaim, Rename, Unlink
+from vfs.records import Dirty, Link, Make, Reclaim, Record, Rename, Unlink
 
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Notes", "Writes"]
 
 SLICE = 100  # paths compared without a checkpoint, about a millisecond
+MOST = 5000  # records told that are not taken up; taking them up takes about a millisecond
 
 
 class Writes:
@@ -34,8 +35,9 @@ class Writes:
 
     __slots__ = ("first", "last")
 
-    def __init__(self, now: float) -> None:
-        self.first = self.last = now
+    def __init__(self, first: float, last: float) -> None:
+        self.first = first
+        self.last = last
 
 
 class Notes:
@@ -44,59 +46,105 @@ class Notes:
     def __init__(self, session: PersistedSession, wake: Callable[[], None]) -> None:
         self.session = session
         self.namespace = session.namespace
-        self.writes: dict[int, Writes] = {}
-        self.fresh: set[int] = set()
-        self.count = 0  # changes told so far
         self._wake = wake
-        self._now = trio.lowlevel.current_clock().current_time
+        self._told: list[Record] = []  # what is not taken up yet
+        self._taken = 0  # records taken up so far
+        self._writes: dict[int, Writes] = {}
+        self._fresh: set[int] = set()
         self._names: deque[tuple[int, bytes]] = deque()
         self._inodes: dict[int, None] = {}
+        self._began = 0.0
+        self._now = trio.lowlevel.current_clock().current_time
         self._steps = 0
+        self._kinds: dict[type, Callable[[Any], None]] = {
+            Make: self._made,
+            Link: self._named,
+            Unlink: self._named,
+            Rename: self._renamed,
+            Dirty: self._dirty,
+            Reclaim: self._reclaimed,
+        }
+        self.kinds = self._kinds.keys()
+        """Of the records that `told` is for."""
 
     def __bool__(self) -> bool:
-        return bool(self._names or self._inodes)
+        return bool(self._told or self._names or self._inodes)
+
+    @property
+    def count(self) -> int:
+        """Changes told so far."""
+        return self._taken + len(self._told)
+
+    @property
+    def writes(self) -> dict[int, Writes]:
+        self._take_up()
+        return self._writes
+
+    @property
+    def fresh(self) -> set[int]:
+        self._take_up()
+        return self._fresh
 
     # ---- what the session tells
 
+    def told(self, record: Record) -> None:
+        """A request pays for no more than this."""
+        told = self._told
+        told.append(record)
+        if len(told) == 1:
+            self._begin()
+        elif len(told) == MOST:
+            self._take_up()
+
     def written(self, inode: Inode) -> None:
-        self.count += 1
-        writes = self.writes.get(inode.ino)
-        if writes is not None:
+        if (writes := self._writes.get(inode.ino)) is not None:
             writes.last = self._now()
 
     def released(self, inode: Inode) -> None:
-        if inode.ino in self.fresh:
+        """After its last close; what is still to be taken up is so then."""
+        if inode.ino in self._fresh:
             self._note_inode(inode.ino)
-
-    def named(self, record: Link | Unlink) -> None:
-        self.count += 1
-        self._note_name(record.parent, record.name)
-
-    def made(self, record: Make) -> None:
-        self.count += 1
-        if stat.S_ISREG(record.mode):
-            self.fresh.add(record.ino)
-            self._note_inode(record.ino)
-
-    def renamed(self, record: Rename) -> None:
-        self.count += 1
-        self._note_name(record.old_parent, record.old_name)
-        self._note_name(record.new_parent, record.new_name)
-
-    def dirty(self, record: Dirty) -> None:
-        self.count += 1
-        self.writes[record.ino] = Writes(self._now())
-        self._note_inode(record.ino)
-
-    def reclaimed(self, record: Reclaim) -> None:
-        self.count += 1
-        for ino in record.inos:
-            self.writes.pop(ino, None)
-            self.fresh.discard(ino)
 
     def note_all(self) -> None:
         """Compare everything: at the start, and when what goes where is another now."""
         self._note_name(self.namespace.root.ino, b"")
+
+    def _begin(self) -> None:
+        self._began = self._now()
+        if not (self._names or self._inodes):
+            self._wake()
+
+    # ---- taking it up
+
+    def _take_up(self) -> None:
+        """What was told so far. When was it written first, and last? Not before, and not after."""
+        if self._told:
+            told = self._told[:]
+            self._told.clear()
+            self._taken += len(told)
+            for record in told:
+                self._kinds[type(record)](record)
+
+    def _named(self, record: Link | Unlink) -> None:
+        self._note_name(record.parent, record.name)
+
+    def _made(self, record: Make) -> None:
+        if stat.S_ISREG(record.mode):
+            self._fresh.add(record.ino)
+            self._note_inode(record.ino)
+
+    def _renamed(self, record: Rename) -> None:
+        self._note_name(record.old_parent, record.old_name)
+        self._note_name(record.new_parent, record.new_name)
+
+    def _dirty(self, record: Dirty) -> None:
+        self._writes[record.ino] = Writes(self._began, self._now())
+        self._note_inode(record.ino)
+
+    def _reclaimed(self, record: Reclaim) -> None:
+        for ino in record.inos:
+            self._writes.pop(ino, None)
+            self._fresh.discard(ino)
 
     def _note_inode(self, ino: int) -> None:
         is_first = not (self._inodes or self._names)
@@ -115,6 +163,7 @@ class Notes:
     async def compare(self, mark: Callable[[bytes], None]) -> None:
         """Have `mark` look at every path that what was noted so far can concern."""
         while self:
+            self._take_up()
             while self._names:
                 parent, name = self._names.popleft()
                 directory = self.namespace.inodes.get(parent)

@@ -11,19 +11,14 @@ from typing import TYPE_CHECKING, Any
 from vfs.inode import Inode
 from vfs.records import (
     Adopt,
-    Dirty,
     Evicted,
     Hydrated,
-    Link,
-    Make,
     Reclaim,
     Record,
     Removed,
-    Rename,
     Renewed,
     Stored,
     Storing,
-    Unlink,
 )
 
 if TYPE_CHECKING:
@@ -40,12 +35,8 @@ class Parts:
         self.session = session
         notes, hydration, listing = session.writeback.notes, session.hydration, session.listing
         self._takers: dict[type, tuple[Callable[[Any], None], ...]] = {
-            Make: (notes.made,),
-            Link: (notes.named,),
-            Unlink: (notes.named,),
-            Rename: (notes.renamed,),
-            Dirty: (notes.dirty,),
-            Reclaim: (notes.reclaimed, hydration.reclaimed, session.cache.reclaimed),
+            **dict.fromkeys(notes.kinds, (notes.told,)),
+            Reclaim: (notes.told, hydration.reclaimed, session.cache.reclaimed),
             Adopt: (hydration.adopted,),
             Renewed: (hydration.renewed,),
             Storing: (listing.stored,),

@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.vfs.shelf import BigShelf, Crash, Shelf, content, flaky, put, routes
+from vfs.notes import MOST
 from vfs.options import Options
 from vfs.policy import Policy
 from vfs.session import Session
@@ -33,6 +34,16 @@ async def test_a_new_file_is_written_at_its_last_close(tmp_path: Path, autojump_
         assert shelf.contents == {"/a": b"hello"}
         assert shelf.contexts["/a"]["size"] == 5
         assert shelf.contexts["/a"]["if_version"] is None
+
+
+async def test_more_changes_than_are_kept_for_later_all_arrive(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        for n in range(MOST // 2 + 1):
+            session.release(session.create(1, b"%d" % n, 0o644, KERNEL).ino)
+            session.rename(1, b"%d" % n, 1, b"renamed %d" % n, 0, KERNEL)
+        await session.sync()
+        assert set(shelf.contents) == {f"/renamed {n}" for n in range(MOST // 2 + 1)}
 
 
 async def test_an_edit_waits_until_nobody_has_written_for_the_debounce(
