@@ -381,3 +381,16 @@ async def test_content_that_is_not_what_its_etag_says_is_read_again(proxy: Fault
     # A server may have ETags that only look like an MD5; what comes twice the same is what it has.
     proxy.add(Fault("corrupt", "GET", times=2))
     assert await through.read("f") == bytes(byte ^ 1 for byte in content)
+
+
+async def test_who_only_reads_learns_from_that_what_etags_say(proxy: FaultProxy, moto: Server, open_s3: Open) -> None:
+    client, bucket = moto.client(), moto.new_bucket()
+    for name in "ab":
+        client.put_object(Bucket=bucket, Key=f"sessions/work/{name}", Body=name.encode() * 1000)
+    reader = await open_s3(proxy.url, bucket)
+    for plain in (False, True):
+        reader.bucket.plain_ranges = plain
+        assert await reader.on_read_range(None, "/a", 0, 1000, {}) == b"a" * 1000
+        proxy.add(Fault("corrupt", "GET", times=1))
+        assert await reader.on_read_range(None, "/b", 0, 1000, {}) == b"b" * 1000
+    assert reader.bucket.counts["spoiled answers"] == 2

@@ -93,7 +93,7 @@ class Bucket:
         self.plain_ranges = False
         self._buffers = Buffers(PIECE, IDLE)
         self._plain = Plain(endpoint, self._buffers)
-        self._md5_etags: bool | None = None  # learned from the first write
+        self._md5_etags: bool | None = None  # learned from the first write, or from a read
         self._preconditions = Preconditions()
         self._clients: Clients | None = None
         self._connecting = trio.Lock()
@@ -176,9 +176,11 @@ class Bucket:
 
     async def _is_spoiled(self, blob: Blob) -> bool:
         """Whether a whole object's content contradicts its ETag, on a server whose ETags are MD5s."""
-        if not self._md5_etags or len(blob.view) != blob.size or not _MD5.fullmatch(blob.version):
+        if self._md5_etags is False or len(blob.view) != blob.size or not _MD5.fullmatch(blob.version):
             return False
-        return await _md5(blob.view) != blob.version
+        is_whole = await _md5(blob.view) == blob.version
+        self._md5_etags = self._md5_etags or is_whole or None  # what differs may have come from elsewhere
+        return not is_whole and self._md5_etags is not None
 
     async def stat(self, key: str) -> Found:
         try:
