@@ -21,6 +21,8 @@ settings.load_profile("default")
 
 # The rules of files first: when one of them is broken, all that stands on it is, and it shows in seconds.
 AREAS = ("vfs", "tests", "http", "storage", "examples", "daemon", "mount")
+# What of these needs no mount can run beside mounts.
+ASIDE = ("vfs", "http", "storage")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,7 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.docker)
         area = item.path.parent.name
         rank = AREAS.index(area) if area in AREAS else len(AREAS)
-        return item.get_closest_marker("docker") is not None, item.get_closest_marker("mount") is not None, rank
+        in_container, on_mount = (item.get_closest_marker(name) is not None for name in ("docker", "mount"))
+        if area in ASIDE and not in_container and not on_mount:
+            item.add_marker(pytest.mark.aside)
+        return in_container, on_mount, rank
 
     items.sort(key=weight)
 

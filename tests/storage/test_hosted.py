@@ -15,7 +15,7 @@ from tests.daemon.serving import Serving, until
 from tests.storage.faults import Fault, FaultProxy
 from tests.storage.servers import ACCESS, SECRET, Server
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.mount]
 
 Told = Callable[..., float | None]
 
