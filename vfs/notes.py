@@ -35,9 +35,8 @@ class Writes:
 
     __slots__ = ("first", "last")
 
-    def __init__(self, first: float, last: float) -> None:
-        self.first = first
-        self.last = last
+    def __init__(self, now: float) -> None:
+        self.first = self.last = now
 
 
 class Notes:
@@ -48,12 +47,11 @@ class Notes:
         self.namespace = session.namespace
         self._wake = wake
         self._told: list[Record] = []  # what is not taken up yet
-        self._taken = 0  # records taken up so far
-        self._writes: dict[int, Writes] = {}
+        self._count = 0  # of writes, and of records taken up
+        self.writes: dict[int, Writes] = {}
         self._fresh: set[int] = set()
         self._names: deque[tuple[int, bytes]] = deque()
         self._inodes: dict[int, None] = {}
-        self._began = 0.0
         self._now = trio.lowlevel.current_clock().current_time
         self._steps = 0
         self._kinds: dict[type, Callable[[Any], None]] = {
@@ -61,7 +59,7 @@ class Notes:
             Link: self._named,
             Unlink: self._named,
             Rename: self._renamed,
-            Dirty: self._dirty,
+            Dirty: self._dirtied,
             Reclaim: self._reclaimed,
         }
         self.kinds = self._kinds.keys()
@@ -73,12 +71,7 @@ class Notes:
     @property
     def count(self) -> int:
         """Changes told so far."""
-        return self._taken + len(self._told)
-
-    @property
-    def writes(self) -> dict[int, Writes]:
-        self._take_up()
-        return self._writes
+        return self._count + len(self._told)
 
     @property
     def fresh(self) -> set[int]:
@@ -91,13 +84,19 @@ class Notes:
         """A request pays for no more than this."""
         told = self._told
         told.append(record)
-        if len(told) == 1:
-            self._begin()
+        if len(told) == 1 and not (self._names or self._inodes):
+            self._wake()
         elif len(told) == MOST:
             self._take_up()
 
+    def dirty(self, record: Dirty) -> None:
+        """As `told`; when it was is needed later."""
+        self.writes[record.ino] = Writes(self._now())
+        self.told(record)
+
     def written(self, inode: Inode) -> None:
-        if (writes := self._writes.get(inode.ino)) is not None:
+        self._count += 1
+        if (writes := self.writes.get(inode.ino)) is not None:
             writes.last = self._now()
 
     def released(self, inode: Inode) -> None:
@@ -109,19 +108,14 @@ class Notes:
         """Compare everything: at the start, and when what goes where is another now."""
         self._note_name(self.namespace.root.ino, b"")
 
-    def _begin(self) -> None:
-        self._began = self._now()
-        if not (self._names or self._inodes):
-            self._wake()
-
     # ---- taking it up
 
     def _take_up(self) -> None:
-        """What was told so far. When was it written first, and last? Not before, and not after."""
+        """What was told so far."""
         if self._told:
             told = self._told[:]
             self._told.clear()
-            self._taken += len(told)
+            self._count += len(told)
             for record in told:
                 self._kinds[type(record)](record)
 
@@ -137,13 +131,12 @@ class Notes:
         self._note_name(record.old_parent, record.old_name)
         self._note_name(record.new_parent, record.new_name)
 
-    def _dirty(self, record: Dirty) -> None:
-        self._writes[record.ino] = Writes(self._began, self._now())
+    def _dirtied(self, record: Dirty) -> None:
         self._note_inode(record.ino)
 
     def _reclaimed(self, record: Reclaim) -> None:
         for ino in record.inos:
-            self._writes.pop(ino, None)
+            self.writes.pop(ino, None)
             self._fresh.discard(ino)
 
     def _note_inode(self, ino: int) -> None:
@@ -165,11 +158,12 @@ class Notes:
         while self:
             self._take_up()
             while self._names:
-                parent, name = self._names.popleft()
+                parent, name = self._names[0]  # and gone when all of it was looked at: who compares may be cancelled
                 directory = self.namespace.inodes.get(parent)
                 if directory is not None and directory.nlink:
                     path = self.namespace.path(directory)
                     await self._mark_under(path + b"/" + name if path and name else path or name, mark)
+                self._names.popleft()
             while self._inodes:
                 ino, _ = self._inodes.popitem()
                 inode = self.namespace.inodes.get(ino)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vfs.inode import Inode
 from vfs.records import (
     Adopt,
+    Dirty,
     Evicted,
     Hydrated,
     Reclaim,
@@ -36,6 +37,7 @@ class Parts:
         notes, hydration, listing = session.writeback.notes, session.hydration, session.listing
         self._takers: dict[type, tuple[Callable[[Any], None], ...]] = {
             **dict.fromkeys(notes.kinds, (notes.told,)),
+            Dirty: (notes.dirty,),
             Reclaim: (notes.told, hydration.reclaimed, session.cache.reclaimed),
             Adopt: (hydration.adopted,),
             Renewed: (hydration.renewed,),

@@ -387,11 +387,12 @@ class PersistedSession(Annotated):
         ]
         unsaved = [description for description in self.descriptions if description.pending]
         reasons += [Pending("", f"description of the tree: {found.error or 'no answer yet'}", 0) for found in unsaved]
+        unseen = [Pending("", "changes that there was no time to look at", 0)] if self.writeback.notes else []
         return Receipt(
             plain.session,
             plain.files,
             plain.bytes,
-            len(pending) + len(unsaved),
+            len(pending) + len(unsaved) + len(unseen),
             {os.fsdecode(path): file for path, file in self._stored.items()},
-            reasons,
+            reasons + unseen,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trio.testing import MockClock
 from tests.vfs.shelf import BigShelf, Crash, Shelf, content, flaky, put, routes
 from vfs.notes import MOST
 from vfs.options import Options
+from vfs.pace import PATIENCE
 from vfs.policy import Policy
 from vfs.session import Session
 from vfs.tree import KERNEL
@@ -44,6 +46,36 @@ async def test_more_changes_than_are_kept_for_later_all_arrive(tmp_path: Path) -
             session.rename(1, b"%d" % n, 1, b"renamed %d" % n, 0, KERNEL)
         await session.sync()
         assert set(shelf.contents) == {f"/renamed {n}" for n in range(MOST // 2 + 1)}
+
+
+async def test_a_sync_without_time_loses_nothing_and_says_that_there_is_more(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf) as session:
+        for n in range(300):
+            await put(session, f"d/{n}", b"x")
+        assert (await session.sync()).pending == 0
+        asked = itertools.count()
+        session.requests = lambda: next(asked)  # programs go on, so write-back does not look by itself
+        session.rename(1, b"d", 1, b"e", 0, KERNEL)
+        assert (await session.sync(within=0)).pending
+        assert (await session.sync()).pending == 0
+        assert set(shelf.contents) == {f"/e/{n}" for n in range(300)}
+
+
+async def test_an_edit_in_the_middle_of_much_work_waits_like_any_other(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf, debounce=2, max_wait=8) as session:
+        ino = await put(session, "a", b"whole")
+        await session.sync()
+        asked = itertools.count()
+        session.requests = lambda: next(asked)
+        session.mkdir(1, b"d", 0o755, KERNEL)
+        await trio.sleep(PATIENCE - 0.5)
+        await session.write(ino, 0, b"half")
+        await trio.sleep(1)
+        assert shelf.contents == {"/a": b"whole"}
 
 
 async def test_an_edit_waits_until_nobody_has_written_for_the_debounce(
