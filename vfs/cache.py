@@ -31,7 +31,8 @@ LULL = 0.02  # between two looks at what has become clean: each looks at all tha
 
 
 class Cache:
-    """`used` is what the backing files take, by their files' sizes; nothing is counted before there is a limit."""
+    """`used` is what the backing files take, by their files' sizes; nothing is counted before there is a limit. What
+    stays here in any case (`local_only`, deleted but open) is left out when there is no room."""
 
     def __init__(self, session: PersistedSession) -> None:
         self.session = session
@@ -136,14 +137,25 @@ class Cache:
         if self.used <= limit:
             return
         chosen, left = [], self.used
-        for ino in list(self._sizes):
+        for ino, size in list(self._sizes.items()):
             inode = self.session.namespace.inodes.get(ino)
-            if inode is not None and self._sizes[ino] and self.is_clean(inode):
+            if inode is None or not size:
+                continue
+            if self.is_clean(inode):
                 chosen.append(inode)
-                left -= self._sizes[ino]
-                if left <= limit:
-                    break
+            elif self._stays_here(inode):
+                self._forget(ino)
+            else:
+                continue
+            left -= size
+            if left <= limit:
+                break
         self.evict(chosen)
+
+    def _stays_here(self, inode: Inode) -> bool:
+        """Whether no persistence is going to take it, so that no wait would make room: it is not the cache's."""
+        session = self.session
+        return all(session.place(path).persistence is None for path in session.paths(inode))
 
     def is_clean(self, inode: Inode) -> bool:
         """Whether all of it can be had again: a persistence that reads holds it, and nothing is pending for it."""

@@ -214,6 +214,9 @@ class Conflicts:
             Renewed(path, inode.ino, generation, ref.size, mtime_ns, ref.version, now, ref.metadata or None)
         )
         self.session.outdated((), (inode.ino,))
+        if len(inode.dentries) > 1:
+            for other in self.session.paths(inode):
+                self.session.writeback.note_path(other)
 
     async def follow(self, persistence: Persistence, source: bytes, *, but: bytes | None = None) -> bool:
         """Whether what `source` held, and is not here, is not there any more either, for a move whose answer was lost

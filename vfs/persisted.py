@@ -9,7 +9,6 @@ changed there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -25,10 +24,10 @@ from vfs.cache import Cache
 from vfs.content import Content
 from vfs.describe import describe
 from vfs.description import Row
-from vfs.errors import error
 from vfs.fileref import FileRef
 from vfs.hydrate import Hydration
 from vfs.inode import Inode
+from vfs.joining import join
 from vfs.journal import Journal
 from vfs.namespace import ROOT, Namespace
 from vfs.options import Options
@@ -165,30 +164,7 @@ class PersistedSession(Annotated):
         Nothing has changed when it raises: ValueError if the directory has a route already, ENOTEMPTY where it has
         files that are kept elsewhere, or what listing the persistence raises.
         """
-        if route.base in (other.base for other in self.routes):
-            raise ValueError(f"base directory {route.base!r} has a route already")
-        held = [self.place(path) for path in self.namespace.remote.under(os.fsencode(route.base))]
-        elsewhere = [p for p in held if p.persistence is not None and len(p.route.base) < len(route.base)]
-        if elsewhere:
-            why = f"it has {len(elsewhere)} files that are kept elsewhere; move them away first, and back afterwards"
-            raise error(errno.ENOTEMPTY, route.base or "/", why)
-        if route.persistence is not None and "on_list" in route.persistence.can:
-            await route.persistence.list()
-        description = describe(self, route)
-        before = frozenset(self.namespace.inodes)
-        if description is not None:
-            await description.begin(fresh=True)
-        self.routes.add(route)
-        make_base(self, route)
-        self.writeback.notes.note_all()
-        if description is not None:
-            self.descriptions.append(description)
-        found = await self.listing.once()
-        if description is not None:
-            await description.take_up(before)
-            description.listening = True
-            self.spawn(description.run)
-        return found
+        return await join(self, route)
 
     # ---- for the parts of this session
 
@@ -363,10 +339,13 @@ class PersistedSession(Annotated):
         Without `within` (seconds) it waits as long as that takes, but not for errors that will not pass by themselves.
         """
         await super().sync()
-        with trio.move_on_after(math.inf if within is None else within):
+        with trio.move_on_after(math.inf if within is None else within) as scope:
             await barrier(self)
             for description in self.descriptions:
                 await description.settle()
+        if scope.cancelled_caught:
+            with trio.CancelScope(shield=True):
+                await self.writeback.expand()  # or the receipt would not say all that is pending
         receipt = self.receipt()
         self._stored = {}
         return receipt
@@ -387,12 +366,11 @@ class PersistedSession(Annotated):
         ]
         unsaved = [description for description in self.descriptions if description.pending]
         reasons += [Pending("", f"description of the tree: {found.error or 'no answer yet'}", 0) for found in unsaved]
-        unseen = [Pending("", "changes that there was no time to look at", 0)] if self.writeback.notes else []
         return Receipt(
             plain.session,
             plain.files,
             plain.bytes,
-            len(pending) + len(unsaved) + len(unseen),
+            len(pending) + len(unsaved),
             {os.fsdecode(path): file for path, file in self._stored.items()},
-            reasons + unseen,
+            reasons,
         )

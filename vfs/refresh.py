@@ -57,23 +57,22 @@ class Refresh:
         self.refused: dict[str, str] = {}  # listed paths that have no place in the session, and why
         self.interval_changed = trio.Event()
         self._first = True
-        self._touched: set[bytes] = set()
+        self._touched: set[bytes] = set()  # while a listing is made
         self._stamps: dict[bytes, tuple[int | None, str | None]] = {}
         self._lock = trio.Lock()
 
     # ---- what the session tells
 
     def stored(self, record: Stored | Storing) -> None:
-        self._touch(record.path)
-        if record.source:
-            self._touched.add(record.source)
+        self._touch(record.path, record.source)
 
     def removed(self, record: Removed) -> None:
         self._touch(record.path)
 
-    def _touch(self, path: bytes) -> None:
-        self._touched.add(path)
+    def _touch(self, path: bytes, source: bytes = b"") -> None:
         self._stamps.pop(path, None)
+        if self._lock.locked():
+            self._touched.update((path, source))
 
     # ---- when
 
@@ -122,6 +121,7 @@ class Refresh:
                 self.session.writeback.hurry()  # what was in the way of the listing may have been in the way of all
             self.error = None
             self._first = False
+            self._touched.clear()
         return result
 
     # ---- what is done

@@ -125,3 +125,16 @@ async def test_a_file_larger_than_the_cache_is_written_back_a_few_times_not_at_e
         assert (await session.sync()).pending == 0
         assert shelf.contents == {"/a": data}
         assert len([operation for operation, _ in shelf.calls if operation.startswith("write")]) <= 7
+
+
+async def test_what_no_persistence_takes_fills_no_cache(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = BigShelf()
+    policy = Policy(cache_bytes=2 << 20)
+    async with Session.open("s", tmp_path, routes=routes(shelf, local_only=["*.local"]), policy=policy) as session:
+        for n in range(4):
+            await put(session, f"{n}.local", b"x" * (1 << 20))
+        before = trio.current_time()
+        await put(session, "f", b"y" * 1000)
+        assert trio.current_time() == before
+        assert await content(session, "0.local") == b"x" * (1 << 20)
+    assert shelf.contents == {"/f": b"y" * 1000}

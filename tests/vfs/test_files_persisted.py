@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -235,6 +236,37 @@ async def test_a_route_is_not_added_where_files_are_kept_elsewhere(tmp_path: Pat
         await session.sync()
     assert first.contents == {"/data.txt": b"1"}
     assert second.contents == {"/data/f": b"1"}
+
+
+@pytest.mark.parametrize("when", ["while it is listed", "while it is uploaded"])
+async def test_no_file_that_is_made_while_a_route_is_added_is_lost(
+    tmp_path: Path, autojump_clock: MockClock, when: str
+) -> None:
+    outer, inner = Shelf(), Shelf()
+    slow = inner if when == "while it is listed" else outer
+    slow.delay = lambda: 0.5
+    async with Session.open("s", tmp_path, routes=routes(outer)) as session, trio.open_nursery() as nursery:
+
+        async def add() -> None:
+            with pytest.raises(OSError, match="1 files that are kept elsewhere"):
+                await session.files.add_route(
+                    Route("data", Persistence(inner, base_directory="data", timeout=math.inf))
+                )
+
+        if slow is outer:
+            await session.files.write("data/x", b"precious")
+            await trio.sleep(0.2)
+            assert session.writeback.transfer.busy  # type: ignore[attr-defined]
+            nursery.start_soon(add)
+        else:
+            nursery.start_soon(add)
+            await trio.sleep(0.1)
+            await session.files.write("data/x", b"precious")
+        await trio.sleep(5)
+        assert (await session.sync()).pending == 0
+        await session.refresh()  # type: ignore[attr-defined]
+        assert await session.files.read("data/x") == b"precious"
+    assert outer.contents == {"/data/x": b"precious"}
 
 
 def fail(operation: str, path: str) -> None:

@@ -99,6 +99,21 @@ async def test_a_refresh_brings_what_is_new_changed_and_gone(tmp_path: Path, aut
         assert any((1, b"d") in names for names, _ in told)
 
 
+async def test_what_others_write_under_one_name_of_a_file_goes_to_its_others(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        ino = await put(session, "a", b"base")
+        session.link(ino, 1, b"b", KERNEL)
+        await session.sync()
+        shelf.put("/a", b"theirs")
+        await session.refresh()
+        assert (await session.sync()).pending == 0
+        assert await content(session, "b") == b"theirs"
+        assert shelf.contents == {"/a": b"theirs", "/b": b"theirs"}
+
+
 async def test_others_changes_appear_within_the_interval(tmp_path: Path, autojump_clock: MockClock) -> None:
     shelf = Shelf()
     async with opened(tmp_path, shelf, Options(refresh_interval=30)) as session:

@@ -57,7 +57,7 @@ async def test_a_sync_without_time_loses_nothing_and_says_that_there_is_more(tmp
         asked = itertools.count()
         session.requests = lambda: next(asked)  # programs go on, so write-back does not look by itself
         session.rename(1, b"d", 1, b"e", 0, KERNEL)
-        assert (await session.sync(within=0)).pending
+        assert (await session.sync(within=0)).pending >= 300
         assert (await session.sync()).pending == 0
         assert set(shelf.contents) == {f"/e/{n}" for n in range(300)}
 
