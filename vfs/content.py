@@ -191,7 +191,9 @@ class Content:
         return os.fstatvfs(self._dir_fd)
 
     def close(self) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
+        """Whoever still calls has EBADF: the numbers are soon another session's."""
+        fds = [*self._fds.values(), self._dir_fd]
         self._fds.clear()
-        os.close(self._dir_fd)
+        self._dir_fd = -1
+        for fd in fds:
+            os.close(fd)

@@ -214,9 +214,10 @@ class EventLog:
             sync_directory(self.directory)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        os.close(self._directory_fd)
+        fds, self._fd, self._directory_fd = [self._fd, self._directory_fd], -1, -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
 
 
 # ---- reading

@@ -234,8 +234,10 @@ class Journal:
         return self.segment
 
     def close(self) -> None:
-        """Gives back what was reserved, but for what the next writer needs to delete on a full disk; does not sync."""
+        """Gives back what was reserved, but for what the next writer needs to delete on a full disk; does not sync.
+        Whoever still appends has EBADF."""
         os.ftruncate(self._fd, self.size)
         _reserve(self._fd, self.size + _RESERVE)
-        for fd in [*self._closed, self._fd]:
+        fds, self._closed, self._fd = [*self._closed, self._fd], [], -1
+        for fd in fds:
             os.close(fd)

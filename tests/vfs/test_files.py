@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +305,27 @@ async def test_files_that_were_made_elsewhere_land_in_the_session(files: Files) 
     with pytest.raises(OSError, match="path"):
         await files.sync_from_remote([{"file_id": "f3", "path": "ok"}, {"file_id": "f4"}], fetch)
     assert not await files.exists("ok")
+
+
+async def test_a_closed_session_reaches_nothing_of_one_that_was_opened_after_it(tmp_path: Path) -> None:
+    async with Session.open("a", tmp_path) as a:
+        for name in ("x", "y"):
+            await a.files.write(name, b"of a")
+    async with Session.open("b", tmp_path) as b:
+        for name in ("secret", "other"):
+            await b.files.write(name, b"of b")
+        calls: list[Callable[[], Awaitable[object]]] = [
+            partial(a.files.read, "x"),
+            partial(a.files.write, "x", b"overwritten"),
+            partial(a.files.append, "y", b"more"),
+            partial(a.files.move, "x", "z"),
+            partial(a.files.delete, "x"),
+        ]
+        for call in calls:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                await call()
+        assert [await b.files.read(name) for name in ("secret", "other")] == [b"of b", b"of b"]
+    async with Session.open("b", tmp_path) as b:
+        assert [(ref.path, ref.size) for ref in await b.files.list()] == [("other", 4), ("secret", 4)]
+    async with Session.open("a", tmp_path) as a:
+        assert [await a.files.read(ref.path) for ref in await a.files.list()] == [b"of a", b"of a"]
