@@ -90,6 +90,7 @@ class EmbeddedMount:
         self._target = target
         self._scope = scope
         self._supervising: _Supervising | None = None
+        self._needed_by_callbacks: int | None = None  # the thread whose loop runs async callbacks
         self._stack = contextlib.ExitStack()
 
     def sync(self) -> Receipt:
@@ -107,6 +108,8 @@ class EmbeddedMount:
     def _ask(self, what: str, **arguments: Any) -> Any:
         if self._supervising is None:
             raise ValueError(f"session {self._config.session!r} is not mounted: use it inside its `with`")
+        if threading.get_ident() == self._needed_by_callbacks:
+            raise RuntimeError("this blocks the loop that the async callbacks run in: use `synced`, or a thread")
         return self._supervising.ask(what, **arguments)
 
     async def synced(self) -> Receipt:
@@ -120,6 +123,8 @@ class EmbeddedMount:
         self._leave()
 
     async def __aenter__(self) -> Self:
+        if self._target is not None and any(map(inspect.iscoroutinefunction, discover(self._target).values())):
+            self._needed_by_callbacks = threading.get_ident()
         try:
             return await _in_thread(partial(self._enter, _current_loop()))
         except asyncio.CancelledError:

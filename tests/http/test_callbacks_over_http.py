@@ -10,7 +10,7 @@ import io
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -282,6 +282,25 @@ async def test_the_scope_is_what_the_application_makes_of_it() -> None:
         error = await raised(files.for_scope({"user": 2}).write, "a", b"")
         assert error.errno == errno.EACCES
         assert (await raised(files.for_scope(object()).write, "a", b"")).errno == errno.EIO
+
+
+async def test_a_scope_that_can_be_awaited_or_iterated_is_handed_on_as_it_is() -> None:
+    class Pool:
+        def __await__(self) -> Iterator[Any]:
+            raise AssertionError("awaited")
+
+        def __iter__(self) -> Iterator[Any]:
+            raise AssertionError("iterated")
+
+    pool, target = Pool(), Files()
+
+    async def later(told: Any) -> object:
+        return pool
+
+    for scope_of in (lambda told: pool, later):
+        async with remote(target, scope_of=scope_of) as files:
+            await files.write("a", b"")
+            assert target.told[-1][0] is pool
 
 
 # Errors

@@ -131,6 +131,8 @@ def test_asyncio_callbacks_run_in_the_loop_that_mounted(places: dict[str, Any]) 
     async def program() -> None:
         async with mounted("s", **places, callbacks=shelf) as session:
             await asyncio.to_thread((session.path / "made").write_bytes, b"here")
+            with pytest.raises(RuntimeError, match="use `synced`"):
+                session.sync()
             assert (await session.synced()).pending == 0
         assert shelf.threads == {threading.get_ident()}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hmac
+import inspect
 import ipaddress
 import logging
 import queue
@@ -142,6 +143,17 @@ def _is_private(bind: str) -> bool:
         return False
 
 
+def _wrapped(scope_of: ScopeOf) -> Callable[[Any], Any]:
+    """`scope_of` with its answer in a tuple: a scope is handed on as it is, and may be awaitable or iterable itself."""
+    if inspect.iscoroutinefunction(scope_of) or inspect.iscoroutinefunction(type(scope_of).__call__):
+
+        async def later(told: Any) -> tuple[Any]:
+            return (await cast(Awaitable[Any], scope_of(told)),)
+
+        return later
+    return lambda told: (scope_of(told),)
+
+
 class _Refused(Exception):
     """What a client sent is not in the format, or not for it to send."""
 
@@ -156,7 +168,7 @@ class _Service:
     def __init__(self, files: Persistence, token: str | None, scope_of: ScopeOf | None, body_max: int) -> None:
         self._files = files
         self._secret = None if token is None else token.encode()
-        self._scopes = None if scope_of is None else Caller("scope_of", {"scope_of": scope_of})
+        self._scopes = None if scope_of is None else Caller("scope_of", {"scope_of": _wrapped(scope_of)})
         self._body_max = body_max
 
         self._handlers: dict[tuple[str, bytes, bool], Handler] = {
@@ -216,7 +228,7 @@ class _Service:
         scope = wire.from_header(request.headers.get(wire.SCOPE))
         context = parse_context(wire.from_header(request.headers.get(wire.CONTEXT)))
         if self._scopes is not None:
-            scope = await self._scopes.call("scope_of", "scope", self._files.timeout, scope)
+            (scope,) = await self._scopes.call("scope_of", "scope", self._files.timeout, scope)
         return self._files.for_scope(scope), context
 
     async def capabilities(self, request: Request, files: Persistence, context: Context) -> Response:
