@@ -163,11 +163,20 @@ class _Supervising:
         self._config = config
         self._hooks = hooks
         self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"supervisor of {config.session}")
 
     def __enter__(self) -> Self:
         self._thread.start()
-        failure = self._ready.get()
+        try:
+            failure = self._ready.get()
+        except BaseException:  # Ctrl-C: what is being mounted, or is by now, goes
+            self._begun.wait()
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._entering.cancel)
+                self._token.run_sync_soon(self._leave.set)
+            self._thread.join()
+            raise
         if failure is not None:
             self._thread.join()
             raise failure
@@ -194,8 +203,13 @@ class _Supervising:
     async def _supervise(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         self._leave = trio.Event()
+        self._entering = trio.CancelScope()
+        self._begun.set()
         async with Supervisor.run() as supervisor:
-            self._mounted = await supervisor.mount(self._config)
+            with self._entering:
+                self._mounted = await supervisor.mount(self._config)
+            if self._leave.is_set():
+                return
             async with trio.open_nursery() as nursery:
                 hooked = Hooked(self._hooks, self._mounted)
                 if self._hooks:

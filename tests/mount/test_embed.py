@@ -189,6 +189,14 @@ def test_a_task_cancelled_while_it_mounts_leaves_no_mount(places: dict[str, Any]
         (session.path / "made").write_bytes(b"here")
 
 
+def test_who_interrupts_a_program_that_is_mounting_ends_it_and_leaves_no_mount(places: dict[str, Any]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        mounted("s", **places, callbacks="tests.mount.interrupting", scope=os.getpid()).__enter__()
+    assert not places["mountpoint"].is_mount()
+    with mounted("s", **places) as session:
+        (session.path / "made").write_bytes(b"here")
+
+
 class Hooked(Shelf):
     """With hooks, which note what they are told."""
 
