@@ -60,6 +60,8 @@ def test_a_policy_is_parsed_from_what_a_person_writes() -> None:
         {"qouta_bytes": 1},
         {"quota_bytes": 10, "soft_bytes": 11},
         {"idle_seconds": -1},
+        {"idle_seconds": float("nan")},
+        {"refresh_seconds": float("inf")},
     ],
 )
 def test_an_odd_policy_is_refused(fields: dict[str, Any]) -> None:

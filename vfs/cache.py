@@ -110,6 +110,7 @@ class Cache:
             return
         if not self._counted:
             self._count()
+        length = min(length, limit)  # more than that has no room whatever goes
         if self.used + length <= limit:
             return
         self.trim(limit - length)

@@ -35,15 +35,19 @@ class Parts:
     def __init__(self, session: PersistedSession) -> None:
         self.session = session
         notes, hydration, listing = session.writeback.notes, session.hydration, session.listing
+
+        def overtaken(record: Renewed | Removed) -> None:
+            session.removed(record.path)  # from what the next receipt says is stored
+
         self._takers: dict[type, tuple[Callable[[Any], None], ...]] = {
             **dict.fromkeys(notes.kinds, (notes.told,)),
             Dirty: (notes.dirty,),
             Reclaim: (notes.told, hydration.reclaimed, session.cache.reclaimed),
             Adopt: (hydration.adopted,),
-            Renewed: (hydration.renewed,),
+            Renewed: (hydration.renewed, overtaken),
             Storing: (listing.stored,),
             Stored: (listing.stored,),
-            Removed: (listing.removed,),
+            Removed: (listing.removed, overtaken),
         }
         self._notes = notes
         self.written = notes.written

@@ -7,6 +7,7 @@ use; what counts against a limit is in `quota`, what globs mean in `globs`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -62,6 +63,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         for patterns in (self.hidden, self.local_only):
             Globs(patterns)
+        for seconds in (self.idle_seconds, self.cache_wait, self.refresh_seconds):
+            if seconds is not None and not math.isfinite(seconds):
+                raise ValueError(f"{seconds} seconds: a number is needed")
         for soft, hard in ((self.soft_bytes, self.quota_bytes), (self.soft_inodes, self.quota_inodes)):
             if soft is not None and hard is not None and soft > hard:
                 raise ValueError(f"soft limit {soft} above the quota {hard}: no event would come before the error")

@@ -252,7 +252,14 @@ def setattr(inode: Inode, changes: Changes, time_ns: int, *, pid: int = 0) -> Se
             mtime_ns = time_ns
     elif mtime_ns is not None and inode.is_file:
         size = inode.size
-    return Setattr(inode.ino, time_ns, mode, changes.uid, changes.gid, size, changes.atime_ns, mtime_ns, pid)
+    atime_ns = None if changes.atime_ns is None else _kept(changes.atime_ns)
+    mtime_ns = None if mtime_ns is None else _kept(mtime_ns)
+    return Setattr(inode.ino, time_ns, mode, changes.uid, changes.gid, size, atime_ns, mtime_ns, pid)
+
+
+def _kept(time_ns: int) -> int:
+    """The nearest time that a record can hold: from 1677 to 2554."""
+    return max(-(2**63), min(time_ns, 2**64 - 1))
 
 
 def setxattr(inode: Inode, name: bytes, value: bytes, time_ns: int, *, pid: int = 0) -> Setxattr:

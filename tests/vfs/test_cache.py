@@ -70,6 +70,18 @@ async def test_writers_wait_for_uploads_and_no_byte_is_lost(tmp_path: Path, auto
         assert shelf.contents == {f"/{n}": b"%d" % n * (100 * KIB) for n in range(10)}
 
 
+@pytest.mark.parametrize("limit", [0, 1, 100 * KIB])
+async def test_a_write_larger_than_the_cache_goes_through(
+    tmp_path: Path, autojump_clock: MockClock, limit: int
+) -> None:
+    shelf = Shelf()
+    async with opened(tmp_path, shelf, limit) as session:
+        for name in ("a", "b", "c"):
+            await put(session, name, name.encode() * (300 * KIB))
+        assert (await session.sync()).pending == 0
+    assert shelf.contents == {f"/{name}": name.encode() * (300 * KIB) for name in ("a", "b", "c")}
+
+
 async def test_a_cache_full_of_dirty_data_is_enospc_after_a_while_and_deletes_always_work(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

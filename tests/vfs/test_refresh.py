@@ -99,6 +99,21 @@ async def test_a_refresh_brings_what_is_new_changed_and_gone(tmp_path: Path, aut
         assert any((1, b"d") in names for names, _ in told)
 
 
+async def test_a_receipt_says_nothing_of_what_others_have_overwritten_or_deleted(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+    async with opened(tmp_path, shelf) as session:
+        for name in ("kept", "theirs", "gone"):
+            await put(session, name, b"ours")
+        await trio.sleep(1)
+        assert len(shelf.contents) == 3
+        shelf.put("/theirs", b"theirs")
+        del shelf.files["/gone"]
+        await session.refresh()
+        assert set((await session.sync()).stored) == {"kept"}
+
+
 async def test_what_others_write_under_one_name_of_a_file_goes_to_its_others(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

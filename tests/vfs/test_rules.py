@@ -246,6 +246,15 @@ async def test_times_sizes_and_modes_are_set_and_ctime_follows(tmp_path: Path) -
         assert inode.mtime_ns == inode.ctime_ns, "a change of size is a change of content"
 
 
+async def test_a_time_too_far_away_becomes_the_last_that_can_be_kept(tmp_path: Path) -> None:
+    async with Session.open("work", tmp_path) as session:
+        ino = session.create(1, b"file", 0o644, KERNEL).ino
+        await session.setattr(ino, Changes(atime_ns=-(2**70), mtime_ns=2**70), KERNEL)
+    async with Session.open("work", tmp_path) as session:
+        inode = session.getattr(ino)
+        assert (inode.atime_ns, inode.mtime_ns) == (-(2**63), 2**64 - 1)
+
+
 async def test_only_files_have_a_size_that_can_be_set(tmp_path: Path) -> None:
     async with Session.open("work", tmp_path) as session:
         fifo = session.mknod(1, b"fifo", stat.S_IFIFO | 0o600, KERNEL).ino
