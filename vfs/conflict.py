@@ -122,25 +122,29 @@ class Conflicts:
     def _keep_both(self, path: bytes, ref: FileRef) -> None:
         """Nothing is awaited here. After a crash between the two records a delete of ours is refused, and adopts."""
         self.count += 1
+        here = self.session.at(path)
+        beside = self._aside(path) if here is not None and here.is_file else None
+        if refused := adopt(self.session, [ref]):
+            why = f"left out: {refused[0][1]}"  # as in a listing: theirs stays there, and ours is what it is here
+            self.session.commit(Removed(path))
+        else:
+            why = "back" if beside is None else f"there, and ours goes on as {os.fsdecode(beside)!r}"
+        log.warning("%s: %r was changed by someone else, and is %s", self.session.id, ref.path, why)
+        self.session.conflicted(path, beside, ref)
+
+    def _aside(self, path: bytes) -> bytes:
+        """Ours makes room for theirs; its path then."""
         parent_path, _, name = path.rpartition(b"/")
         parent = self.session.at(parent_path)
-        here = self.session.at(path)
-        if parent is None or parent.entries is None or (here is not None and not here.is_file):
-            return
-        copy = b""
-        if here is not None:
-            number = 1
-            while (copy := conflict_name(name, self.session.id, number)) in parent.entries:
-                number += 1
-            now = time.time_ns()
-            self.session.commit_foreign(Rename(parent.ino, name, parent.ino, copy, now))
-        adopt(self.session, [ref])
-        beside = parent_path + b"/" + copy if parent_path else copy
-        log.warning("%s: %s was changed by someone else; ours is kept as %r", self.session.id, ref.path, beside)
-        self.session.conflicted(path, beside if copy else None, ref)
+        assert parent is not None and parent.entries is not None
+        number = 1
+        while (copy := conflict_name(name, self.session.id, number)) in parent.entries:
+            number += 1
+        self.session.commit_foreign(Rename(parent.ino, name, parent.ino, copy, time.time_ns()))
+        return parent_path + b"/" + copy if parent_path else copy
 
     async def on_delete(self, persistence: Persistence, path: bytes, e: Conflict) -> None:
-        """A delete was refused: what is there now stays, and comes back into the session."""
+        """A delete was refused: what is there now stays, and comes back into the session where it has a place."""
         ref = await self.current(persistence, path, e.found)
         if ref is None:
             self.session.commit(Removed(path))
@@ -149,7 +153,8 @@ class Conflicts:
         if own is not None:
             self.session.commit(Stored(path, own.ino, own.generation, ref.version or e.found, own.size))
             return
-        if self.session.at(path) is None:
+        here = self.session.at(path)
+        if here is None or not here.is_file:
             self._keep_both(path, ref if ref.version is not None else msgspec.structs.replace(ref, version=e.found))
 
     async def on_left_over(self, persistence: Persistence, path: bytes) -> None:

@@ -99,6 +99,56 @@ async def test_what_they_changed_is_not_deleted_but_comes_back(tmp_path: Path, a
         assert await content(session, "a") == b"theirs"
 
 
+@pytest.mark.parametrize("kind", [Shelf, BigShelf])
+async def test_what_they_changed_in_a_directory_that_is_removed_comes_back_with_it(
+    tmp_path: Path, autojump_clock: MockClock, kind: type[Shelf]
+) -> None:
+    shelf = kind()
+    shelf.delay = lambda: 0.01
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "d/e/a", b"base")
+        await put(session, "d/b", b"base")
+        await session.sync()
+        shelf.put("/d/e/a", b"theirs")
+        folder = session.at(b"d").ino
+        session.unlink(session.at(b"d/e").ino, b"a", KERNEL)
+        session.rmdir(folder, b"e", KERNEL)
+        session.unlink(folder, b"b", KERNEL)
+        session.rmdir(1, b"d", KERNEL)
+        with trio.fail_after(5):
+            assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/d/e/a": b"theirs"}
+        assert await content(session, "d/e/a") == b"theirs"
+
+
+@pytest.mark.parametrize("now", ["a directory", "a symlink", "in a file"])
+async def test_what_they_changed_stays_there_where_it_has_no_place_here(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, now: str
+) -> None:
+    shelf = BigShelf()
+    shelf.delay = lambda: 0.01
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "d/a", b"base")
+        await session.sync()
+        version = shelf.put("/d/a", b"theirs")
+        folder = session.at(b"d").ino
+        session.unlink(folder, b"a", KERNEL)
+        if now == "a directory":
+            await put(session, "d/a/b", b"ours")
+        elif now == "a symlink":
+            session.symlink(folder, b"a", b"target", KERNEL)
+        else:
+            session.rmdir(1, b"d", KERNEL)
+            await put(session, "d", b"ours")
+        with trio.fail_after(5):
+            assert (await session.sync()).pending == 0
+        assert shelf.files["/d/a"] == (b"theirs", version)
+        assert "'d/a' was changed by someone else, and is left out" in caplog.text
+        await session.refresh()
+        assert (await session.sync()).pending == 0
+        assert not session.at(b"d/a") or not session.at(b"d/a").is_file
+
+
 async def test_a_move_does_not_overwrite_what_it_does_not_know(tmp_path: Path, autojump_clock: MockClock) -> None:
     shelf = BigShelf()
     async with opened(tmp_path, shelf) as session:
