@@ -159,7 +159,8 @@ class Cache:
         return all(session.place(path).persistence is None for path in session.paths(inode))
 
     def is_clean(self, inode: Inode) -> bool:
-        """Whether all of it can be had again: a persistence that reads holds it, and nothing is pending for it."""
+        """Whether all of it can be had again: a persistence that reads holds it, and nothing is pending for any of its
+        paths, nor for another file at a path that holds it: that may be replaced there at any moment."""
         session = self.session
         remote, newest = session.namespace.remote, session.namespace.remote.newest(inode.ino)
         if not inode.nlink or newest is None:
@@ -170,7 +171,8 @@ class Cache:
         persistence = session.place(path).route.persistence
         if persistence is None or not persistence.reads:
             return False
-        return not any(name in session.writeback.queue.paths for name in session.paths(inode))
+        pending = session.writeback.queue.paths
+        return not any(name in pending for name in (*session.paths(inode), *remote.paths(inode.ino)))
 
     def evict(self, inodes: list[Inode]) -> None:
         """Clean content goes. The map first: a stale one would say that something is here."""

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from tests.vfs.shelf import BigShelf, Shelf, content, put, routes
 from vfs.blockmap import BLOCK
+from vfs.capture import SMALL
 from vfs.options import Options
 from vfs.policy import Policy
 from vfs.session import Session
@@ -125,6 +126,32 @@ async def test_what_was_changed_in_the_persistence_while_it_was_dropped_is_what_
         await put(session, "b", b"b" * (90 * KIB))
         shelf.put("/a", b"theirs")
         assert await content(session, "a") == b"theirs"
+
+
+async def test_content_with_two_names_does_not_go_while_another_file_replaces_it_under_one(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+    old, new = b"old" * SMALL, b"new" * SMALL  # not so small that one write replaces the other at once
+    async with opened(tmp_path, shelf, 10 * SMALL) as session:
+        ino = await put(session, "a", old)
+        await session.sync()
+        session.link(ino, 1, b"b", KERNEL)
+        await put(session, "saved", new)
+        assert (await session.sync()).pending == 0
+        shelf.delay = lambda: 0.5
+        session.rename(1, b"saved", 1, b"a", 0, KERNEL)
+        while shelf.contents["/a"] != new:
+            await trio.sleep(0.1)
+            if b"a" in session.writeback.transfer.busy:
+                session.cache.trim(0)
+        shelf.delay = lambda: 0.0  # but the answer is still on its way
+        assert await content(session, "b") == old
+        assert b"a" in session.writeback.transfer.busy
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/a": new, "/b": old}
+        assert await content(session, "b") == old
+        assert not session.writeback.transfer.differs(b"b")
 
 
 async def test_a_file_larger_than_the_cache_is_written_back_a_few_times_not_at_every_write(tmp_path: Path) -> None:
