@@ -4,17 +4,20 @@ Bits are set after the bytes are written, so a crash of the process makes a map 
 is how much of the file the persistence still has a say in: a truncation lowers it, what lies behind is a hole, and no
 later growth brings the old bytes back. A map without a file on disk is one with nothing present.
 
-The file: `magic, u32 block size, u64 limit`, a bitmap of what is present, a bitmap of what of it was written here.
-After power loss only the latter counts: what was fetched may not have reached the disk, and can be fetched again.
+The file: `magic, u32 block size, u64 limit`, a bitmap of what is present, a bitmap of what of it counts after power
+loss: what was overwritten here, and what an fsync has brought to the disk. What else was fetched may not have reached
+it, and can be fetched again. An fsync syncs the map too, so one that power loss has cut short has nothing that counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vfs.durable import sync_directory
 from vfs.errors import DamagedState
 
 __all__ = ["BLOCK", "BlockMap"]
@@ -32,8 +35,11 @@ class BlockMap:
         self.limit = limit
         self._bytes = (-(-limit // BLOCK) + 7) // 8
         self._present = bytearray(bits[: self._bytes] if bits else self._bytes)
-        self._written = bytearray(bits[self._bytes :] if bits else self._bytes)
+        self._lasting = bytearray(bits[self._bytes :] if bits else self._bytes)
         self.missing = sum(1 for _ in self.absent(0, self.blocks))
+        self._changes = int(bits is not None)  # of what counts after power loss
+        self._synced = 0
+        self._is_synced = bits is not None  # what is on disk may be counted on
 
     @classmethod
     def load(cls, path: Path, limit: int, *, powered_off: bool) -> BlockMap:
@@ -42,10 +48,16 @@ class BlockMap:
             stored = path.read_bytes()
         except FileNotFoundError:
             return cls(path, limit)
-        size = (-(-_limit(path, stored) // BLOCK) + 7) // 8
-        bits = stored[_HEADER.size :]
-        if len(bits) != 2 * size:
-            raise DamagedState(str(path), "it has not the length that it says")
+        try:
+            size = (-(-_limit(path, stored) // BLOCK) + 7) // 8
+            bits = stored[_HEADER.size :]
+            if len(bits) != 2 * size:
+                raise DamagedState(str(path), "it has not the length that it says")
+        except DamagedState:
+            if not powered_off:
+                raise
+            path.unlink()  # it was never synced
+            return cls(path, limit)
         if powered_off:
             bits = bits[size:] * 2
         found = cls(path, _limit(path, stored), bits)
@@ -82,14 +94,46 @@ class BlockMap:
     def overwritten(self, block: int) -> None:
         """The block's bytes are in the backing file, all written here."""
         self._set((block,), self._present, 0)
-        self._set((block,), self._written, self._bytes, count=False)
+        self._set((block,), self._lasting, self._bytes, count=False)
+        self._changes += 1
+
+    def here(self) -> bytes:
+        """What is present now, for `lasts`."""
+        return bytes(self._present)
+
+    def lasts(self, here: bytes) -> None:
+        """The bytes of what was `here` are on disk: with the next `sync` that counts after power loss."""
+        lasting = bytearray(old | new for old, new in zip(self._lasting, here, strict=False))
+        if lasting != self._lasting:
+            self._lasting = lasting
+            self._changes += 1
+            self._put(self._lasting, self._bytes, 0, len(lasting))
+
+    @property
+    def needs_sync(self) -> bool:
+        return self._synced != self._changes
+
+    def sync(self) -> None:
+        """What counts after power loss by now is on disk. Blocks: call it in a thread."""
+        changes = self._changes
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            sync_directory(self.path.parent)
+            self._is_synced = True
+        self._synced = changes
 
     def _set(self, blocks: Sequence[int], bits: bytearray, offset: int, count: bool = True) -> None:
         for block in blocks:
             if count and self.is_absent(block):
                 self.missing -= 1
             bits[block >> 3] |= 1 << (block & 7)
-        first, end = min(blocks) >> 3, (max(blocks) >> 3) + 1
+        self._put(bits, offset, min(blocks) >> 3, (max(blocks) >> 3) + 1)
+
+    def _put(self, bits: bytearray, offset: int, first: int, end: int) -> None:
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(fd).st_size == 0:
@@ -101,7 +145,7 @@ class BlockMap:
 
     def _all(self) -> bytes:
         # The header keeps the limit that the bitmaps were made for; a lower one is written by `truncate`.
-        return _HEADER.pack(_MAGIC, BLOCK, self.limit) + self._present + self._written
+        return _HEADER.pack(_MAGIC, BLOCK, self.limit) + self._present + self._lasting
 
     def truncate(self, limit: int) -> None:
         """The persistence has no say in what lies behind `limit` any more."""
@@ -110,15 +154,19 @@ class BlockMap:
         size = (-(-limit // BLOCK) + 7) // 8
         self.limit = limit
         self._bytes = size
-        del self._present[size:], self._written[size:]
+        del self._present[size:], self._lasting[size:]
         self.missing = sum(1 for _ in self.absent(0, self.blocks))
         self.save()
 
     def save(self) -> None:
-        """Write the whole map, aside and renamed."""
+        """Write the whole map, aside and renamed; synced if the one that it replaces was."""
         aside = self.path.with_suffix(".map-new")
         with open(aside, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(self._all())
+            if self._is_synced:
+                file.flush()
+                os.fsync(file.fileno())
+        self._changes += 1
         aside.rename(self.path)
 
     def remove(self) -> None:

@@ -19,6 +19,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
+import trio
+
 from vfs.errors import error
 
 __all__ = ["Content"]
@@ -172,6 +174,13 @@ class Content:
     def is_durable(self, ino: int) -> bool:
         """Whether the backing file's being there would survive power loss; its bytes are the caller's to sync."""
         return ino not in self._undurable
+
+    async def sync(self, ino: int, *, datasync: bool = False) -> None:
+        """The backing file, if there is one, is durably there, and so are its bytes."""
+        with contextlib.suppress(FileNotFoundError), self.lease(ino) as fd:
+            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fd)
+        if not self.is_durable(ino):
+            await trio.to_thread.run_sync(self.sync_directory)
 
     def sync_directory(self) -> None:
         """All backing files are durably there. Blocks: call it in a thread."""

@@ -7,9 +7,13 @@ another one by now, a clean file is renewed as a whole. `Fetches` bring blocks, 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import trio
 
 from vfs.blockmap import BLOCK, BlockMap
 from vfs.errors import error
@@ -178,6 +182,35 @@ class Hydration:
                 if not inode.remote:
                     return
             self.check_complete(inode, self.map(inode))
+
+    async def sync(self, inode: Inode) -> None:
+        """What is here of a file that is not all here is on disk, and counts after power loss."""
+        if inode.remote and inode.is_file:
+            async with self._lasting([inode]):
+                await self.content.sync(inode.ino)
+
+    async def sync_all(self) -> None:
+        """As `sync`, of all files that were written here."""
+        partly = [inode for ino in self.maps if (inode := self.namespace.inodes.get(ino)) is not None and inode.remote]
+        if written := [inode for inode in partly if not self._is_held(inode)]:
+            async with self._lasting(written):
+                await trio.to_thread.run_sync(self.content.sync_all)
+
+    @contextlib.asynccontextmanager
+    async def _lasting(self, inodes: Iterable[Inode]) -> AsyncIterator[None]:
+        """What of the files is here as the block begins is on disk when it ends."""
+        before = [(inode.ino, known, known.here()) for inode in inodes for known in [self.map(inode)]]
+        yield
+        for ino, known, here in before:
+            if self.maps.get(ino) is known:
+                known.lasts(here)
+                if known.needs_sync:
+                    await trio.to_thread.run_sync(known.sync)
+
+    def _is_held(self, inode: Inode) -> bool:
+        """Whether the persistence has what the file is now."""
+        newest = self.namespace.remote.newest(inode.ino)
+        return newest is not None and newest[1].generation == inode.generation
 
     def forget(self, inode: Inode) -> None:
         """Nothing is known to be here of a file whose content is elsewhere too."""

@@ -339,10 +339,7 @@ class Session(Tree):
         `datasync`: the mtime of a file that was only overwritten may come later (fdatasync(2)).
         """
         if self.namespace.inode(ino).is_file:
-            with contextlib.suppress(FileNotFoundError), self.content.lease(ino) as fd:
-                await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fd)
-            if not self.content.is_durable(ino):
-                await trio.to_thread.run_sync(self.content.sync_directory)
+            await self.content.sync(ino, datasync=datasync)
         if self.journal.needs_sync:
             async with self._journal_sync:
                 if self.journal.needs_sync:

@@ -18,7 +18,8 @@ from trio.testing import MockClock
 
 from tests.vfs.shelf import IN_MEMORY, BigShelf, Crash, Shelf, content, put, routes
 from vfs import fill, fresh
-from vfs.blockmap import BLOCK
+from vfs.blockmap import BLOCK, BlockMap
+from vfs.errors import DamagedState
 from vfs.options import Options
 from vfs.rules import Changes
 from vfs.session import Session
@@ -270,10 +271,10 @@ async def test_after_power_loss_fetched_content_is_not_trusted(tmp_path: Path, a
         async with opened(tmp_path, shelf) as session:
             whole = await evicted(session, "whole", data)
             part = await evicted(session, "part", data)
-            await session.read(part, 0, 10)
             await content(session, "whole")
             await session.write(part, 2 * BLOCK, b"x" * BLOCK)
             await session.fsync(part)
+            await session.read(part, 0, 10)
             raise Crash
     for ino in (whole, part):  # what the disk had not written yet
         backing = tmp_path / "s" / "content" / str(ino)
@@ -282,6 +283,20 @@ async def test_after_power_loss_fetched_content_is_not_trusted(tmp_path: Path, a
     async with opened(tmp_path, shelf) as session:
         assert await content(session, "whole") == data
         assert await content(session, "part") == data[: 2 * BLOCK] + b"x" * BLOCK + data[3 * BLOCK :]
+
+
+async def test_a_map_that_does_not_check_has_nothing_after_power_loss_and_is_damage_otherwise(tmp_path: Path) -> None:
+    for size in (0, 7, 20):
+        path = tmp_path / "5.map"
+        whole = BlockMap(path, 4 * BLOCK)
+        whole.overwritten(2)
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(DamagedState):
+            BlockMap.load(path, 4 * BLOCK, powered_off=False)
+        found = BlockMap.load(path, 4 * BLOCK, powered_off=True)
+        assert found.missing == 4
+        found.overwritten(1)
+        assert BlockMap.load(path, 4 * BLOCK, powered_off=True).missing == 3
 
 
 async def test_fetched_bytes_are_joined_where_they_overlap_and_are_forgotten_where_they_are_read_or_too_many(

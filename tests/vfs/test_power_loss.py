@@ -1,0 +1,56 @@
+"""Power loss while the persistence is ahead of what the disk has: what was fsynced is there, and nothing over it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vfs.shelf import BigShelf, Crash, content, routes
+from tests.vfs.strict_disk import StrictDisk
+from tests.vfs.test_hydrate import evicted, some
+from vfs.blockmap import BLOCK
+from vfs.options import Options
+from vfs.session import Session
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictDisk]:
+    with contextlib.closing(StrictDisk(tmp_path, monkeypatch)) as disk:
+        yield disk
+
+
+def opened(disk: StrictDisk, target: object, **policy: Any) -> Any:
+    return Session.open("s", disk.root, routes=routes(target, **policy), options=Options(refresh_interval=None))
+
+
+@pytest.mark.parametrize("durably", ["fsync", "sync"])
+async def test_what_was_written_and_synced_of_a_file_that_is_partly_here_is_there(
+    disk: StrictDisk, durably: str
+) -> None:
+    shelf, data = BigShelf(), some(4 * BLOCK)
+    wanted = data[:10] + b"within" + data[16 : 2 * BLOCK] + b"x" * BLOCK + data[3 * BLOCK :]
+    with pytest.raises(Crash):
+        async with opened(disk, shelf, debounce=1000, max_wait=1000) as session:
+            ino = await evicted(session, "part", data)
+            await session.write(ino, 10, b"within")
+            await session.write(ino, 2 * BLOCK, b"x" * BLOCK)
+            if durably == "fsync":
+                await session.fsync(ino)
+            else:
+
+                def down(operation: str, path: str) -> None:
+                    raise ConnectionResetError(104, "reset")
+
+                shelf.fault = down
+                await session.sync(within=0)
+            raise Crash
+    disk.lose_power()
+    shelf.fault = lambda operation, path: None
+    async with opened(disk, shelf) as session:
+        assert await content(session, "part") == wanted
+        await session.sync()
+    assert shelf.contents == {"/part": wanted}
