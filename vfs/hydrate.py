@@ -181,7 +181,18 @@ class Hydration:
                 await self._fetches.need(inode, first, first + step, at_once=False)
                 if not inode.remote:
                     return
-            self.check_complete(inode, self.map(inode))
+            if not self.map(inode).missing:
+                await self._record(inode, self.map(inode))
+
+    async def _record(self, inode: Inode, known: BlockMap) -> None:
+        """All of the file is here. The bytes are on disk before the record that says so, and that is before the map
+        goes: what was written here is nowhere else."""
+        await self.sync(inode)
+        if inode.remote and self.maps.get(inode.ino) is known:
+            self._hydrated(inode)
+            await self.session.sync_journal()
+            if not inode.remote:
+                known.remove()
 
     async def sync(self, inode: Inode) -> None:
         """What is here of a file that is not all here is on disk, and counts after power loss."""
@@ -245,9 +256,14 @@ class Hydration:
             self.content.touch(inode.ino, inode.mtime_ns)
 
     def check_complete(self, inode: Inode, known: BlockMap) -> None:
+        """If all of the file is here, that is recorded; of one that was written here `complete` does it, later."""
         if inode.remote and not known.missing and inode.ino not in self.unsized:
             self.back(inode)
-            self.session.commit(Hydrated(inode.ino))
-            self.maps.pop(inode.ino, None)
-            known.remove()
-            self._ahead.forget(inode.ino)
+            if not known.limit or self._is_held(inode):
+                self._hydrated(inode)
+                known.remove()
+
+    def _hydrated(self, inode: Inode) -> None:
+        self.session.commit(Hydrated(inode.ino))
+        self.maps.pop(inode.ino, None)
+        self._ahead.forget(inode.ino)

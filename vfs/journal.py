@@ -183,8 +183,17 @@ class Journal:
             raise error(errno.ENOSPC, segment_path(self.directory, self.segment))
 
     @property
+    def end(self) -> tuple[int, int]:
+        """Segment and size in it: where the next record goes."""
+        return (self.segment, self.size)
+
+    def is_synced(self, end: tuple[int, int]) -> bool:
+        """Whether all records appended before `end` was the end are on disk."""
+        return self._synced >= end
+
+    @property
     def needs_sync(self) -> bool:
-        return self._synced != (self.segment, self.size)
+        return not self.is_synced(self.end)
 
     def sync(self) -> None:
         """All records appended before the call are on disk. Blocks: call it in a thread; appends may go on meanwhile.
@@ -195,7 +204,7 @@ class Journal:
         if self._failed is not None:
             raise self._failed
         # In this order a `rotate` between any two of them does no harm: what `end` names is in one of the others.
-        end = (self.segment, self.size)
+        end = self.end
         fd = os.dup(self._fd)
         closed = self._closed[:]
         try:

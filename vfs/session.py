@@ -81,8 +81,7 @@ class Session(Tree):
     ) -> AsyncIterator[Session]:
         """The session `session_id` below the directory `state`, made new where there is none.
 
-        `read_only` and `owner` are short for a `policy` that says no more. With `routes` it is a
-        `persisted.PersistedSession`.
+        `read_only`, `owner`: short for a policy that says no more. With `routes` it is a `persisted.PersistedSession`.
 
         `adopted`: the kernel holds inodes of an earlier process of this mount. Raises StateInUse, UnsupportedState,
         DamagedState, PermissionError, and ValueError for an id that cannot be one.
@@ -340,10 +339,14 @@ class Session(Tree):
         """
         if self.namespace.inode(ino).is_file:
             await self.content.sync(ino, datasync=datasync)
-        if self.journal.needs_sync:
-            async with self._journal_sync:
-                if self.journal.needs_sync:
-                    await trio.to_thread.run_sync(self.journal.sync)
+        await self.sync_journal()
+
+    async def sync_journal(self) -> None:
+        """All records so far are on disk. One fdatasync(2) is for all who came before it began."""
+        end = self.journal.end
+        async with self._journal_sync:
+            if not self.journal.is_synced(end):
+                await trio.to_thread.run_sync(self.journal.sync)
 
     async def sync(self) -> Receipt:
         """A barrier: all that was done before it is on disk, and persisted where there is a persistence."""

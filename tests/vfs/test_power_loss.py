@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
-from tests.vfs.shelf import BigShelf, Crash, content, routes
+from tests.vfs.shelf import BigShelf, Crash, content, put, routes
 from tests.vfs.strict_disk import StrictDisk
 from tests.vfs.test_hydrate import evicted, some
 from vfs.blockmap import BLOCK
@@ -54,3 +55,33 @@ async def test_what_was_written_and_synced_of_a_file_that_is_partly_here_is_ther
         assert await content(session, "part") == wanted
         await session.sync()
     assert shelf.contents == {"/part": wanted}
+
+
+async def test_what_was_fetched_for_a_file_that_was_written_here_is_on_disk_before_it_counts_as_here(
+    disk: StrictDisk,
+) -> None:
+    shelf, data = BigShelf(), some(4 * BLOCK)
+    wanted = data[: 2 * BLOCK] + b"x" * BLOCK + data[3 * BLOCK :]
+
+    def no_writes(operation: str, path: str) -> None:
+        if operation == "write":
+            raise ConnectionResetError(104, "reset")
+
+    with pytest.raises(Crash):
+        async with opened(disk, shelf, debounce=0) as session:
+            ino = await evicted(session, "part", data)
+            other = await put(session, "other", b"o")
+            shelf.fault = no_writes
+            await session.write(ino, 2 * BLOCK, b"x" * BLOCK)
+            await session.fsync(ino)
+            with trio.fail_after(20):
+                while session.namespace.inode(ino).remote:
+                    await session.writeback.progressed.wait()
+            await session.fsync(other)
+            raise Crash
+    disk.lose_power()
+    shelf.fault = lambda operation, path: None
+    async with opened(disk, shelf) as session:
+        assert await content(session, "part") == wanted
+        await session.sync()
+    assert shelf.contents["/part"] == wanted
