@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import trio
@@ -114,3 +119,65 @@ async def test_no_path_leaves_the_cache(cached: S3Storage, tmp_path: Path) -> No
     with pytest.raises(OSError):
         await cached.write("../outside", b"x")
     assert not (tmp_path / "outside").exists()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A directory of the host's that the container has nothing to do with."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/passwd").write_bytes(b"the host's")
+    return tmp_path / "outside"
+
+
+async def test_a_symlink_that_a_container_made_leads_neither_writes_nor_deletions_out(
+    cached: S3Storage, outside: Path
+) -> None:
+    directory = await cached.local_path()
+    (directory / "out").symlink_to(outside)
+    for path in ("out/passwd", "out/new"):
+        with pytest.raises(OSError) as caught:
+            await cached.write(path, b"x")
+        assert caught.value.errno == errno.EXDEV
+    await cached.delete("out/passwd")
+    assert os.listdir(outside) == ["passwd"]
+    assert (outside / "passwd").read_bytes() == b"the host's"
+
+
+async def test_a_directory_of_copies_that_became_a_symlink_loses_nothing_beyond_it(
+    cached: S3Storage, outside: Path
+) -> None:
+    directory = await cached.local_path()
+    await cached.write("out/passwd", b"a" * 600)
+    shutil.rmtree(directory / "out")
+    (directory / "out").symlink_to(outside)
+    await cached.write("other", b"b" * 600)  # evicts the copy of out/passwd
+    assert (outside / "passwd").read_bytes() == b"the host's"
+
+
+async def test_a_file_that_became_a_symlink_is_neither_uploaded_nor_read(
+    cached: S3Storage, moto: Server, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = await cached.local_path()
+    await cached.write("known", b"ours")
+    for name in ("known", "new"):
+        (directory / name).write_bytes(b"from the container")
+    assert cached.cache is not None
+    monkeypatch.setattr(cached.cache, "_open", swapped(directory, outside / "passwd", cached.cache._open))
+    with pytest.raises(ExceptionGroup) as caught:
+        await cached.sync_to_remote()
+    assert {e.errno for e in caught.value.exceptions if isinstance(e, OSError)} == {errno.ELOOP}
+    listed = moto.client().list_objects_v2(Bucket=cached.bucket.name, Prefix="sessions/work/").get("Contents", ())
+    assert [(one["Key"], one["Size"]) for one in listed] == [("sessions/work/known", 4)]
+    with pytest.raises(OSError):
+        await cached.read("new")
+
+
+def swapped(directory: Path, target: Path, then: Callable[[str], BinaryIO]) -> Callable[[str], BinaryIO]:
+    """`then`, before which the container puts a symlink in the file's place."""
+
+    def open_(path: str) -> BinaryIO:
+        (directory / path).unlink()
+        (directory / path).symlink_to(target)
+        return then(path)
+
+    return open_

@@ -9,19 +9,19 @@ operation."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import cachetools
 import trio
 
-from vfs.errors import error
 from vfs.fileref import FileRef, build_file_ref
-from vfs.storage.keys import misfit
+from vfs.storage.beneath import Beneath, Place
 from vfs.storage.objects import Objects
 
 __all__ = ["Cache"]
@@ -41,13 +41,13 @@ class Copy:
 class _Evicting(cachetools.LRUCache[str, Copy]):
     """Least recently used first, with the file."""
 
-    def __init__(self, directory: Path, limit: int) -> None:
+    def __init__(self, files: Beneath, limit: int) -> None:
         super().__init__(limit, getsizeof=lambda copy: copy.size)
-        self._directory = directory
+        self._files = files
 
     def popitem(self) -> tuple[str, Copy]:
         path, copy = super().popitem()
-        (self._directory / path).unlink(missing_ok=True)
+        _unlink(self._files, path)
         return path, copy
 
 
@@ -58,7 +58,8 @@ class Cache:
         self.directory = directory
         self.failures: dict[str, OSError] = {}
         self._objects = objects
-        self._copies = _Evicting(directory, limit)
+        self._files = Beneath(directory)
+        self._copies = _Evicting(self._files, limit)
         self._pending: dict[str, int] = {}  # path -> generation of its newest content that is not uploaded
         self._generation = 0
         self._uploading: dict[str, trio.Lock] = {}
@@ -88,7 +89,7 @@ class Cache:
 
     async def read(self, path: str) -> bytes:
         if path in self._pending:
-            return await trio.to_thread.run_sync(self._file(path).read_bytes)
+            return await trio.to_thread.run_sync(self._content, path)
         current = await self._objects.stat(path)
         copy = self._copies.get(path)
         if copy is not None and copy.version == current.version:
@@ -104,7 +105,7 @@ class Cache:
         """Drop the copy: the file is about to be deleted."""
         self._pending.pop(path, None)
         self._copies.pop(path, None)
-        await trio.to_thread.run_sync(lambda: self._file(path).unlink(missing_ok=True))
+        await trio.to_thread.run_sync(_unlink, self._files, path)
 
     async def sync(self) -> list[FileRef]:
         """Upload what is pending and what someone else wrote into the directory. An ExceptionGroup has what failed."""
@@ -135,8 +136,7 @@ class Cache:
         lock = self._uploading.setdefault(path, trio.Lock())
         async with lock:
             generation = self._pending.get(path)
-            file = await trio.to_thread.run_sync(self._file(path).open, "rb")
-            with file:
+            with await trio.to_thread.run_sync(self._open, path) as file:
                 before = os.fstat(file.fileno())
                 ref = await self._objects.write_file(path, file, {"mtime_ns": before.st_mtime_ns})
                 after = os.fstat(file.fileno())
@@ -148,43 +148,56 @@ class Cache:
             return ref
 
     async def _remember(self, path: str, version: str) -> None:
-        status = await trio.to_thread.run_sync(self._file(path).stat)
+        status = await trio.to_thread.run_sync(self._status, path)
         self._keep(path, Copy(status.st_size, status.st_mtime_ns, version))
 
     def _keep(self, path: str, copy: Copy) -> None:
         if copy.size <= self._copies.maxsize:
             self._copies[path] = copy
         else:
-            self._file(path).unlink(missing_ok=True)
+            _unlink(self._files, path)
 
-    def _file(self, path: str) -> Path:
-        if (why := misfit(path)) is not None:
-            raise error(22, path, f"the path {why}")
-        return self.directory / path
+    def _status(self, path: str) -> os.stat_result:
+        with self._files.at(path) as place:
+            return place.status()
+
+    def _open(self, path: str) -> BinaryIO:
+        with self._files.at(path) as place:
+            return place.open()
+
+    def _content(self, path: str) -> bytes:
+        with self._open(path) as file:
+            return file.read()
 
     def _put(self, path: str, content: bytes) -> None:
-        file = self._file(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.parent / f"{ASIDE}{secrets.token_hex(8)}"
-        aside.write_bytes(content)
-        aside.replace(file)
+        with self._files.at(path, make=True) as place:
+            aside = Place(place.directory, f"{ASIDE}{secrets.token_hex(8)}")
+            try:
+                aside.create(content)
+                place.take(aside)
+            except BaseException:
+                aside.unlink()
+                raise
 
     def _unchanged(self, path: str, copy: Copy) -> bytes | None:
         """The copy's content, unless it is gone or someone changed the file."""
         try:
-            with self._file(path).open("rb") as file:
+            with self._open(path) as file:
                 status = os.fstat(file.fileno())
                 same = (status.st_size, status.st_mtime_ns) == (copy.size, copy.mtime_ns)
                 return file.read() if same else None
         except FileNotFoundError:
             return None
 
-    def _scan(self) -> dict[str, Any]:
-        """All files of the directory; symlinks are not followed, and are not files."""
-        found: dict[str, os.stat_result] = {}
-        for folder, _, names in os.walk(self.directory):
-            for name in names:
-                file = Path(folder, name)
-                if not name.startswith(ASIDE) and file.is_file() and not file.is_symlink():
-                    found[file.relative_to(self.directory).as_posix()] = file.stat()
-        return found
+    def _scan(self) -> dict[str, os.stat_result]:
+        return {path: found for path, found in self._files.files() if not Path(path).name.startswith(ASIDE)}
+
+
+def _unlink(files: Beneath, path: str) -> None:
+    """Delete the file, if it is there. What lies behind a symlink is not ours."""
+    try:
+        with files.at(path) as place:
+            place.unlink()
+    except OSError as e:
+        if e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EXDEV):
+            raise
