@@ -15,6 +15,7 @@ import trio
 from tests.storage.conftest import Open
 from tests.storage.faults import Fault, FaultProxy
 from tests.storage.servers import Server
+from vfs.storage.bucket import Blob
 from vfs.storage.s3 import S3Storage
 
 pytestmark = pytest.mark.s3
@@ -74,6 +75,48 @@ async def test_sync_uploads_what_a_container_wrote_into_the_directory(cached: S3
     body = moto.client().get_object(Bucket=cached.bucket.name, Key="sessions/work/sub/new.txt")["Body"].read()
     assert body == b"from the container"
     assert await cached.read("known") == b"edited"
+
+
+async def test_what_a_container_edited_is_read_and_kept_until_it_is_uploaded(cached: S3Storage, moto: Server) -> None:
+    directory = await cached.local_path()
+    await cached.write("report", b"v1")
+    (directory / "report").write_bytes(b"v2 by the container")
+    (directory / "new").write_bytes(b"not known to anyone")
+    assert await cached.read("report") == b"v2 by the container"
+    assert await cached.read("new") == b"not known to anyone"
+    assert sorted(ref.path for ref in await cached.sync_to_remote()) == ["new", "report"]
+    body = moto.client().get_object(Bucket=cached.bucket.name, Key="sessions/work/report")["Body"].read()
+    assert body == b"v2 by the container"
+
+
+async def test_what_a_container_edits_while_it_is_read_is_not_replaced(
+    cached: S3Storage, moto: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = await cached.local_path()
+    await cached.write("report", b"v1")
+    moto.client().put_object(Bucket=cached.bucket.name, Key="sessions/work/report", Body=b"theirs")
+    read = cached.objects.read
+
+    async def edited(path: str) -> Blob:
+        blob = await read(path)
+        (directory / path).write_bytes(b"by the container")
+        return blob
+
+    monkeypatch.setattr(cached.objects, "read", edited)
+    await cached.read("report")
+    assert (directory / "report").read_bytes() == b"by the container"
+    assert os.listdir(directory) == ["report"]
+
+
+async def test_what_a_container_edited_is_not_evicted(cached: S3Storage, moto: Server) -> None:
+    directory = await cached.local_path()
+    await cached.write("a", b"a" * 300)
+    (directory / "a").write_bytes(b"edited")
+    for name in ("b", "c", "d", "e"):
+        await cached.write(name, name.encode() * 300)
+    assert sorted(os.listdir(directory)) == ["a", "c", "d", "e"]
+    assert [ref.path for ref in await cached.sync_to_remote()] == ["a"]
+    assert moto.client().get_object(Bucket=cached.bucket.name, Key="sessions/work/a")["Body"].read() == b"edited"
 
 
 async def test_an_upload_behind_whose_failure_is_not_lost(

@@ -78,7 +78,7 @@ class Beneath:
             os.close(directory)
 
     def files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """All regular files. Symlinks are neither files nor followed."""
+        """All regular files and their status. Symlinks are neither files nor followed."""
         for folder, _, names, directory in os.fwalk(self.root):
             for name in names:
                 with contextlib.suppress(FileNotFoundError):  # deleted since the directory was read

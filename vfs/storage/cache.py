@@ -4,15 +4,19 @@ A mounted session needs none of this: its backing files are the cache. Here a co
 said that it is of the current version, so a stale read cannot happen; a file that was not uploaded yet is never
 evicted; all others are, least recently used first, when the directory holds more than `limit` bytes.
 
-Between two awaits `_copies` and `_pending` agree with each other; the directory may be behind them by one file
-operation."""
+What others write into the directory is pending from when it is noticed: by `sync`, by a read of the file, and before
+it is replaced or deleted. Between two awaits no path is in both `_copies` and `_pending`; what decides on a file, and
+what is done to it, has no await in between."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import shutil
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -37,17 +41,20 @@ class Copy:
     mtime_ns: int
     version: str
 
+    def is_of(self, status: os.stat_result) -> bool:
+        return (self.size, self.mtime_ns) == (status.st_size, status.st_mtime_ns)
+
 
 class _Evicting(cachetools.LRUCache[str, Copy]):
     """Least recently used first, with the file."""
 
-    def __init__(self, files: Beneath, limit: int) -> None:
+    def __init__(self, limit: int, evict: Callable[[str, Copy], None]) -> None:
         super().__init__(limit, getsizeof=lambda copy: copy.size)
-        self._files = files
+        self._evict = evict
 
     def popitem(self) -> tuple[str, Copy]:
         path, copy = super().popitem()
-        _unlink(self._files, path)
+        self._evict(path, copy)
         return path, copy
 
 
@@ -59,7 +66,7 @@ class Cache:
         self.failures: dict[str, OSError] = {}
         self._objects = objects
         self._files = Beneath(directory)
-        self._copies = _Evicting(self._files, limit)
+        self._copies = _Evicting(limit, self._evict)
         self._pending: dict[str, int] = {}  # path -> generation of its newest content that is not uploaded
         self._generation = 0
         self._uploading: dict[str, trio.Lock] = {}
@@ -78,16 +85,15 @@ class Cache:
     async def write(self, path: str, content: bytes, *, later: bool) -> FileRef:
         """Keep the content here and upload it: before this returns, or, `later`, by a task whose failure `sync`
         raises."""
-        await trio.to_thread.run_sync(self._put, path, content)
-        self._generation += 1
-        self._pending[path] = self._generation
-        self._copies.pop(path, None)
+        await self._put(path, content)
+        self._mark(path)
         if not later:
             return await self._upload(path)
         trio.lowlevel.spawn_system_task(self._upload_behind, path)
         return build_file_ref(path, content, storage_url=await self._objects.url(path))
 
     async def read(self, path: str) -> bytes:
+        self._notice(path)
         if path in self._pending:
             return await trio.to_thread.run_sync(self._content, path)
         current = await self._objects.stat(path)
@@ -97,8 +103,13 @@ class Cache:
             if content is not None:
                 return content
         blob = await self._objects.read(path)
-        await trio.to_thread.run_sync(self._put, path, blob.content)
-        await self._remember(path, blob.version)
+
+        def is_wanted() -> bool:
+            self._notice(path)
+            return path not in self._pending
+
+        if (status := await self._put(path, blob.content, is_wanted)) is not None:
+            self._keep(path, Copy(status.st_size, status.st_mtime_ns, blob.version))
         return blob.content
 
     async def forget(self, path: str) -> None:
@@ -109,11 +120,8 @@ class Cache:
 
     async def sync(self) -> list[FileRef]:
         """Upload what is pending and what someone else wrote into the directory. An ExceptionGroup has what failed."""
-        for path, status in (await trio.to_thread.run_sync(self._scan)).items():
-            copy = self._copies.get(path)
-            if copy is None or (copy.size, copy.mtime_ns) != (status.st_size, status.st_mtime_ns):
-                self._generation += 1
-                self._pending.setdefault(path, self._generation)
+        for path in await trio.to_thread.run_sync(self._scan):
+            self._notice(path)
         uploaded: list[FileRef] = []
         self.failures.clear()
         for path in list(self._pending):
@@ -147,19 +155,37 @@ class Cache:
                 self._keep(path, Copy(after.st_size, after.st_mtime_ns, ref.version or ""))
             return ref
 
-    async def _remember(self, path: str, version: str) -> None:
-        status = await trio.to_thread.run_sync(self._status, path)
-        self._keep(path, Copy(status.st_size, status.st_mtime_ns, version))
+    def _mark(self, path: str) -> None:
+        self._generation += 1
+        self._pending[path] = self._generation
+        self._copies.pop(path, None)
+
+    def _notice(self, path: str) -> None:
+        """A file that is no copy, or is not what the copy was, has been written by someone else: it is pending."""
+        status, copy = self._status(path), self._copies.get(path)
+        if status is not None and path not in self._pending and not (copy is not None and copy.is_of(status)):
+            self._mark(path)
 
     def _keep(self, path: str, copy: Copy) -> None:
+        self._copies.pop(path, None)
         if copy.size <= self._copies.maxsize:
             self._copies[path] = copy
         else:
-            _unlink(self._files, path)
+            self._evict(path, copy)
 
-    def _status(self, path: str) -> os.stat_result:
-        with self._files.at(path) as place:
-            return place.status()
+    def _evict(self, path: str, copy: Copy) -> None:
+        status = self._status(path)
+        if status is not None and copy.is_of(status):
+            _unlink(self._files, path)
+        else:
+            self._notice(path)
+
+    def _status(self, path: str) -> os.stat_result | None:
+        """The file's, if there is one. What lies behind a symlink is none."""
+        with _absent_is_fine(), self._files.at(path) as place:
+            status = place.status()
+            return status if stat.S_ISREG(status.st_mode) else None
+        return None
 
     def _open(self, path: str) -> BinaryIO:
         with self._files.at(path) as place:
@@ -169,35 +195,43 @@ class Cache:
         with self._open(path) as file:
             return file.read()
 
-    def _put(self, path: str, content: bytes) -> None:
+    async def _put(
+        self, path: str, content: bytes, is_wanted: Callable[[], bool] = lambda: True
+    ) -> os.stat_result | None:
+        """Replace the file, if that is still wanted once the content is on disk; its status then. Nothing else happens
+        between the question and the return."""
         with self._files.at(path, make=True) as place:
             aside = Place(place.directory, f"{ASIDE}{secrets.token_hex(8)}")
             try:
-                aside.create(content)
+                await trio.to_thread.run_sync(aside.create, content)
+                if not is_wanted():
+                    return None
+                status = aside.status()
                 place.take(aside)
-            except BaseException:
+                return status
+            finally:
                 aside.unlink()
-                raise
 
     def _unchanged(self, path: str, copy: Copy) -> bytes | None:
         """The copy's content, unless it is gone or someone changed the file."""
-        try:
-            with self._open(path) as file:
-                status = os.fstat(file.fileno())
-                same = (status.st_size, status.st_mtime_ns) == (copy.size, copy.mtime_ns)
-                return file.read() if same else None
-        except FileNotFoundError:
-            return None
+        with _absent_is_fine(), self._open(path) as file:
+            return file.read() if copy.is_of(os.fstat(file.fileno())) else None
+        return None
 
-    def _scan(self) -> dict[str, os.stat_result]:
-        return {path: found for path, found in self._files.files() if not Path(path).name.startswith(ASIDE)}
+    def _scan(self) -> list[str]:
+        return [path for path, _ in self._files.files() if not Path(path).name.startswith(ASIDE)]
 
 
 def _unlink(files: Beneath, path: str) -> None:
-    """Delete the file, if it is there. What lies behind a symlink is not ours."""
+    with _absent_is_fine(), files.at(path) as place:
+        place.unlink()
+
+
+@contextlib.contextmanager
+def _absent_is_fine() -> Iterator[None]:
+    """There is no file of ours: nothing, or someone made a directory a file or a symlink."""
     try:
-        with files.at(path) as place:
-            place.unlink()
+        yield
     except OSError as e:
-        if e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EXDEV):
+        if e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.ELOOP):
             raise
