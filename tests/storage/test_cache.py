@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -106,6 +107,51 @@ async def test_what_a_container_edits_while_it_is_read_is_not_replaced(
     await cached.read("report")
     assert (directory / "report").read_bytes() == b"by the container"
     assert os.listdir(directory) == ["report"]
+
+
+@pytest.mark.parametrize("uploaded", [True, False])
+async def test_a_read_that_a_write_overtakes_does_not_bring_the_old_content_back(
+    proxy: FaultProxy,
+    moto: Server,
+    open_s3: Open,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uploaded: bool,
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket(), cache_path=tmp_path)
+    await s3.check()
+    moto.client().put_object(Bucket=s3.bucket.name, Key="sessions/work/f", Body=b"old")
+    refused = proxy.add(Fault("status", "PUT", "work/f", status=403, code="AccessDenied"))
+    refused.times = 0 if uploaded else 1
+    read = s3.objects.read
+
+    async def overtaken(path: str) -> Blob:
+        blob = await read(path)
+        with contextlib.nullcontext() if uploaded else pytest.raises(OSError):
+            await s3.write(path, b"NEW")
+        return blob
+
+    monkeypatch.setattr(s3.objects, "read", overtaken)
+    await s3.read("f")
+    assert (await s3.local_path() / "f").read_bytes() == b"NEW"
+    assert len(await s3.sync_to_remote()) == (0 if uploaded else 1)
+    assert moto.client().get_object(Bucket=s3.bucket.name, Key="sessions/work/f")["Body"].read() == b"NEW"
+
+
+async def test_a_read_that_a_deletion_overtakes_leaves_no_copy(
+    cached: S3Storage, moto: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moto.client().put_object(Bucket=cached.bucket.name, Key="sessions/work/f", Body=b"old")
+    read = cached.objects.read
+
+    async def overtaken(path: str) -> Blob:
+        blob = await read(path)
+        await cached.delete(path)
+        return blob
+
+    monkeypatch.setattr(cached.objects, "read", overtaken)
+    assert await cached.read("f") == b"old"
+    assert os.listdir(await cached.local_path()) == []
 
 
 async def test_what_a_container_edited_is_not_evicted(cached: S3Storage, moto: Server) -> None:

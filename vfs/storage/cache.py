@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,8 @@ class Cache:
         self._objects = objects
         self._files = Beneath(directory)
         self._copies = _Evicting(limit, self._evict)
-        self._pending: dict[str, int] = {}  # path -> generation of its newest content that is not uploaded
-        self._generation = 0
+        self._pending: dict[str, int] = {}  # path -> which of its changes is not uploaded
+        self._changes: Counter[str] = Counter()  # path -> how often it was written or deleted here
         self._uploading: dict[str, trio.Lock] = {}
 
     async def open(self) -> None:
@@ -96,6 +97,7 @@ class Cache:
         self._notice(path)
         if path in self._pending:
             return await trio.to_thread.run_sync(self._content, path)
+        change = self._changes[path]
         current = await self._objects.stat(path)
         copy = self._copies.get(path)
         if copy is not None and copy.version == current.version:
@@ -106,7 +108,7 @@ class Cache:
 
         def is_wanted() -> bool:
             self._notice(path)
-            return path not in self._pending
+            return path not in self._pending and self._changes[path] == change
 
         if (status := await self._put(path, blob.content, is_wanted)) is not None:
             self._keep(path, Copy(status.st_size, status.st_mtime_ns, blob.version))
@@ -114,6 +116,7 @@ class Cache:
 
     async def forget(self, path: str) -> None:
         """Drop the copy: the file is about to be deleted."""
+        self._changes[path] += 1
         self._pending.pop(path, None)
         self._copies.pop(path, None)
         await trio.to_thread.run_sync(_unlink, self._files, path)
@@ -143,21 +146,21 @@ class Cache:
     async def _upload(self, path: str) -> FileRef:
         lock = self._uploading.setdefault(path, trio.Lock())
         async with lock:
-            generation = self._pending.get(path)
+            change = self._pending.get(path)
             with await trio.to_thread.run_sync(self._open, path) as file:
                 before = os.fstat(file.fileno())
                 ref = await self._objects.write_file(path, file, {"mtime_ns": before.st_mtime_ns})
                 after = os.fstat(file.fileno())
             unchanged = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
-            if unchanged and self._pending.get(path) == generation:
+            if unchanged and self._pending.get(path) == change:
                 self._pending.pop(path, None)
                 self.failures.pop(path, None)
                 self._keep(path, Copy(after.st_size, after.st_mtime_ns, ref.version or ""))
             return ref
 
     def _mark(self, path: str) -> None:
-        self._generation += 1
-        self._pending[path] = self._generation
+        self._changes[path] += 1
+        self._pending[path] = self._changes[path]
         self._copies.pop(path, None)
 
     def _notice(self, path: str) -> None:
