@@ -16,6 +16,9 @@ import trio
 from tests.storage.conftest import Open
 from tests.storage.faults import Fault, FaultProxy
 from tests.storage.servers import Server
+from vfs.callbacks import Context
+from vfs.errors import Conflict
+from vfs.fileref import FileRef
 from vfs.storage.bucket import Blob
 from vfs.storage.s3 import S3Storage
 
@@ -163,6 +166,79 @@ async def test_what_a_container_edited_is_not_evicted(cached: S3Storage, moto: S
     assert sorted(os.listdir(directory)) == ["a", "c", "d", "e"]
     assert [ref.path for ref in await cached.sync_to_remote()] == ["a"]
     assert moto.client().get_object(Bucket=cached.bucket.name, Key="sessions/work/a")["Body"].read() == b"edited"
+
+
+def body_of(server: Server, s3: S3Storage, path: str) -> bytes:
+    return server.client().get_object(Bucket=s3.bucket.name, Key=f"sessions/work/{path}")["Body"].read()
+
+
+async def test_after_a_restart_old_copies_replace_nothing_and_bring_nothing_back(
+    moto: Server, open_s3: Open, tmp_path: Path
+) -> None:
+    bucket = moto.new_bucket()
+    async with await open_s3(moto, bucket, cache_path=tmp_path) as before:
+        for name in ("replaced", "deleted", "same", "caf\udce9"):
+            await before.write(name, b"v1")
+    moto.client().put_object(Bucket=bucket, Key="sessions/work/replaced", Body=b"v2 by someone else")
+    moto.client().delete_object(Bucket=bucket, Key="sessions/work/deleted")
+    after = await open_s3(moto, bucket, cache_path=tmp_path)
+    assert await after.sync_to_remote() == []
+    assert body_of(moto, after, "replaced") == b"v2 by someone else"
+    assert not await after.exists("deleted")
+    assert await after.read("replaced") == b"v2 by someone else"
+    read = after.bucket.counts["bytes read"]
+    assert await after.read("same") == b"v1" and after.bucket.counts["bytes read"] == read
+
+
+async def test_after_a_restart_edits_are_uploaded_unless_someone_else_changed_the_object(
+    moto: Server, open_s3: Open, tmp_path: Path
+) -> None:
+    bucket = moto.new_bucket()
+    async with await open_s3(moto, bucket, cache_path=tmp_path) as before:
+        directory = await before.local_path()
+        for name in ("edited", "both", "deleted"):
+            await before.write(name, b"v1")
+    for name in ("edited", "both", "deleted", "new"):
+        (directory / name).write_bytes(b"by the container")
+    moto.client().put_object(Bucket=bucket, Key="sessions/work/both", Body=b"theirs")
+    moto.client().delete_object(Bucket=bucket, Key="sessions/work/deleted")
+    after = await open_s3(moto, bucket, cache_path=tmp_path)
+    with pytest.raises(ExceptionGroup) as caught:
+        await after.sync_to_remote()
+    assert {e.filename for e in caught.value.exceptions if isinstance(e, Conflict)} == {"both", "deleted"}
+    assert len(caught.value.exceptions) == 2
+    assert body_of(moto, after, "edited") == body_of(moto, after, "new") == b"by the container"
+    assert body_of(moto, after, "both") == b"theirs" and not (await listed(after)) & {"deleted"}
+    assert (directory / "both").read_bytes() == (directory / "deleted").read_bytes() == b"by the container"
+    await after.write("both", b"merged")
+    await after.delete("deleted")
+    assert await after.sync_to_remote() == []
+    assert body_of(moto, after, "both") == b"merged"
+
+
+async def listed(s3: S3Storage) -> set[str]:
+    return {ref.path async for ref in s3.list()}
+
+
+async def test_what_a_container_edits_while_it_is_uploaded_is_uploaded_next(
+    cached: S3Storage, moto: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = await cached.local_path()
+    await cached.write("f", b"v1")
+    (directory / "f").write_bytes(b"edited")
+    write_file = cached.objects.write_file
+
+    async def edited(path: str, file: BinaryIO, context: Context) -> FileRef:
+        ref = await write_file(path, file, context)
+        (directory / path).write_bytes(b"edited again")
+        return ref
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(cached.objects, "write_file", edited)
+        await cached.sync_to_remote()
+    assert body_of(moto, cached, "f") == b"edited"
+    await cached.sync_to_remote()
+    assert body_of(moto, cached, "f") == b"edited again"
 
 
 async def test_an_upload_behind_whose_failure_is_not_lost(

@@ -18,15 +18,17 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import cachetools
 import trio
 
+from vfs.callbacks import Context
 from vfs.fileref import FileRef, build_file_ref
 from vfs.storage.beneath import Beneath, Place
+from vfs.storage.bucket import ANY, Condition
+from vfs.storage.copies import Copies, Copy
 from vfs.storage.objects import Objects
 
 __all__ = ["Cache"]
@@ -34,16 +36,11 @@ __all__ = ["Cache"]
 ASIDE = ".mount-session-"
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """A file of the directory as it was when it was the same as the object of `version`."""
+class Pending(NamedTuple):
+    """Content that is not uploaded yet."""
 
-    size: int
-    mtime_ns: int
-    version: str
-
-    def is_of(self, status: os.stat_result) -> bool:
-        return (self.size, self.mtime_ns) == (status.st_size, status.st_mtime_ns)
+    change: int  # of `_changes`
+    condition: Condition
 
 
 class _Evicting(cachetools.LRUCache[str, Copy]):
@@ -68,26 +65,34 @@ class Cache:
         self._objects = objects
         self._files = Beneath(directory)
         self._copies = _Evicting(limit, self._evict)
-        self._pending: dict[str, int] = {}  # path -> which of its changes is not uploaded
+        # No session id has a tilde: this is no other session's directory.
+        self._known = Copies(directory.with_name(f"{directory.name}~copies.db"))
+        self._pending: dict[str, Pending] = {}
         self._changes: Counter[str] = Counter()  # path -> how often it was written or deleted here
         self._uploading: dict[str, trio.Lock] = {}
 
     async def open(self) -> None:
         await trio.to_thread.run_sync(lambda: self.directory.mkdir(mode=0o700, parents=True, exist_ok=True))
+        for path, copy in await trio.to_thread.run_sync(self._known.load):
+            self._hold(path, copy)
+
+    def close(self) -> None:
+        self._known.close()
 
     async def remove(self) -> None:
         self._copies.clear()
         self._pending.clear()
         await trio.to_thread.run_sync(lambda: shutil.rmtree(self.directory, ignore_errors=False))
+        await trio.to_thread.run_sync(self._known.remove)
 
     def is_pending(self, path: str) -> bool:
         return path in self._pending
 
     async def write(self, path: str, content: bytes, *, later: bool) -> FileRef:
-        """Keep the content here and upload it: before this returns, or, `later`, by a task whose failure `sync`
-        raises."""
+        """Keep the content here and upload it, whatever is there: before this returns, or, `later`, by a task whose
+        failure `sync` raises."""
         await self._put(path, content)
-        self._mark(path)
+        self._mark(path, ANY)
         if not later:
             return await self._upload(path)
         trio.lowlevel.spawn_system_task(self._upload_behind, path)
@@ -120,9 +125,11 @@ class Cache:
         self._pending.pop(path, None)
         self._copies.pop(path, None)
         await trio.to_thread.run_sync(_unlink, self._files, path)
+        self._known.drop(path)
 
     async def sync(self) -> list[FileRef]:
-        """Upload what is pending and what someone else wrote into the directory. An ExceptionGroup has what failed."""
+        """Upload what is pending and what someone else wrote into the directory. An ExceptionGroup has what failed: a
+        Conflict for what was written here on top of a version that the bucket has no longer."""
         for path in await trio.to_thread.run_sync(self._scan):
             self._notice(path)
         uploaded: list[FileRef] = []
@@ -146,30 +153,40 @@ class Cache:
     async def _upload(self, path: str) -> FileRef:
         lock = self._uploading.setdefault(path, trio.Lock())
         async with lock:
-            change = self._pending.get(path)
+            pending = self._pending.get(path)
             with await trio.to_thread.run_sync(self._open, path) as file:
-                before = os.fstat(file.fileno())
-                ref = await self._objects.write_file(path, file, {"mtime_ns": before.st_mtime_ns})
-                after = os.fstat(file.fileno())
-            unchanged = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
-            if unchanged and self._pending.get(path) == change:
-                self._pending.pop(path, None)
+                status = os.fstat(file.fileno())
+                context: Context = {"mtime_ns": status.st_mtime_ns}
+                if pending is not None and pending.condition is not ANY:
+                    context["if_version"] = pending.condition
+                ref = await self._objects.write_file(path, file, context)
+            copy = Copy(status.st_size, status.st_mtime_ns, ref.version or "")
+            if pending is not None and self._pending.get(path) == pending:
+                del self._pending[path]
                 self.failures.pop(path, None)
-                self._keep(path, Copy(after.st_size, after.st_mtime_ns, ref.version or ""))
+                self._keep(path, copy)
+                self._notice(path)
+            elif path in self._pending:
+                self._known.put(path, copy)
             return ref
 
-    def _mark(self, path: str) -> None:
+    def _mark(self, path: str, condition: Condition) -> None:
         self._changes[path] += 1
-        self._pending[path] = self._changes[path]
+        self._pending[path] = Pending(self._changes[path], condition)
         self._copies.pop(path, None)
 
     def _notice(self, path: str) -> None:
-        """A file that is no copy, or is not what the copy was, has been written by someone else: it is pending."""
+        """A file that is no copy, or is not what the copy was, has been written by someone else: it is pending, to
+        replace the version that the copy was of, or nothing."""
         status, copy = self._status(path), self._copies.get(path)
         if status is not None and path not in self._pending and not (copy is not None and copy.is_of(status)):
-            self._mark(path)
+            self._mark(path, None if copy is None else copy.version)
 
     def _keep(self, path: str, copy: Copy) -> None:
+        self._known.put(path, copy)
+        self._hold(path, copy)
+
+    def _hold(self, path: str, copy: Copy) -> None:
         self._copies.pop(path, None)
         if copy.size <= self._copies.maxsize:
             self._copies[path] = copy
@@ -177,11 +194,13 @@ class Cache:
             self._evict(path, copy)
 
     def _evict(self, path: str, copy: Copy) -> None:
+        """Delete the copy's file. If it is not the copy any more it is someone's work, and stays."""
         status = self._status(path)
-        if status is not None and copy.is_of(status):
+        if status is None or copy.is_of(status):
             _unlink(self._files, path)
+            self._known.drop(path)
         else:
-            self._notice(path)
+            self._mark(path, copy.version)
 
     def _status(self, path: str) -> os.stat_result | None:
         """The file's, if there is one. What lies behind a symlink is none."""

@@ -120,6 +120,8 @@ class S3Storage(Backend):
 
     async def aclose(self) -> None:
         if self._session_id is not None:
+            if self.cache is not None:
+                self.cache.close()
             await self.bucket.aclose()
 
     # The storage contract
@@ -163,7 +165,8 @@ class S3Storage(Backend):
 
     async def sync_to_remote(self) -> FileRefs:
         """Upload what was written to the local path, or asynchronously; OSErrors in an ExceptionGroup for what could
-        not be."""
+        not be. Conflict: what was edited in the local path has been changed by someone else in the bucket, too. It
+        stays in the local path until `write` says what the file shall be, or `delete`."""
         await self._ready()
         return [] if self.cache is None else await self.cache.sync()
 
