@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import BinaryIO
 
 import pytest
 import trio
+import trio.testing
 
 from tests.storage.conftest import Open
 from tests.storage.faults import Fault, FaultProxy
@@ -268,6 +270,34 @@ async def test_an_upload_behind_happens_without_being_asked(moto: Server, open_s
         while s3.cache.is_pending("f"):  # noqa: ASYNC110
             await trio.sleep(0.01)
     assert moto.client().get_object(Bucket=s3.bucket.name, Key="sessions/work/f")["Body"].read() == b"x"
+
+
+@pytest.mark.parametrize("removal", ["delete", "cleanup"])
+async def test_an_upload_behind_that_is_under_way_brings_nothing_back_after(
+    removal: str, moto: Server, open_s3: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3 = await open_s3(moto, moto.new_bucket(), cache_path=tmp_path, async_upload=True)
+    await s3.check()
+    write_file, begun, slow, arrived = s3.objects.write_file, trio.Event(), trio.Event(), trio.Event()
+
+    async def written_late(path: str, file: BinaryIO, context: Context) -> FileRef:
+        begun.set()
+        await slow.wait()
+        ref = await write_file(path, file, context)
+        arrived.set()
+        return ref
+
+    monkeypatch.setattr(s3.objects, "write_file", written_late)
+    await s3.write("f", b"1")
+    with trio.fail_after(20):
+        await begun.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(functools.partial(s3.delete, "f") if removal == "delete" else s3.cleanup)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            slow.set()
+        await arrived.wait()
+    assert moto.client().list_objects_v2(Bucket=s3.bucket.name, Prefix="sessions/work/f")["KeyCount"] == 0
+    assert not await s3.exists("f")
 
 
 async def test_cleanup_removes_the_cache_and_delete_the_copy(cached: S3Storage) -> None:

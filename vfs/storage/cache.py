@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -69,7 +69,7 @@ class Cache:
         self._known = Copies(directory.with_name(f"{directory.name}~copies.db"))
         self._pending: dict[str, Pending] = {}
         self._changes: Counter[str] = Counter()  # path -> how often it was written or deleted here
-        self._uploading: dict[str, trio.Lock] = {}
+        self._uploading: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
 
     async def open(self) -> None:
         await trio.to_thread.run_sync(lambda: self.directory.mkdir(mode=0o700, parents=True, exist_ok=True))
@@ -80,8 +80,12 @@ class Cache:
         self._known.close()
 
     async def remove(self) -> None:
-        self._copies.clear()
+        """Forget all. No upload is under way when this returns, and none begins."""
         self._pending.clear()
+        for lock in list(self._uploading.values()):
+            async with lock:
+                pass
+        self._copies.clear()
         await trio.to_thread.run_sync(lambda: shutil.rmtree(self.directory, ignore_errors=False))
         await trio.to_thread.run_sync(self._known.remove)
 
@@ -91,10 +95,10 @@ class Cache:
     async def write(self, path: str, content: bytes, *, later: bool) -> FileRef:
         """Keep the content here and upload it, whatever is there: before this returns, or, `later`, by a task whose
         failure `sync` raises."""
-        await self._put(path, content)
-        self._mark(path, ANY)
         if not later:
-            return await self._upload(path)
+            async with self._uploading[path]:
+                return await self._upload(path, await self._accept(path, content))
+        await self._accept(path, content)
         trio.lowlevel.spawn_system_task(self._upload_behind, path)
         return build_file_ref(path, content, storage_url=await self._objects.url(path))
 
@@ -120,12 +124,13 @@ class Cache:
         return blob.content
 
     async def forget(self, path: str) -> None:
-        """Drop the copy: the file is about to be deleted."""
-        self._changes[path] += 1
-        self._pending.pop(path, None)
-        self._copies.pop(path, None)
-        await trio.to_thread.run_sync(_unlink, self._files, path)
-        self._known.drop(path)
+        """Drop the copy: the file is about to be deleted. No upload is under way when this returns, and none begins."""
+        async with self._uploading[path]:
+            self._changes[path] += 1
+            self._pending.pop(path, None)
+            self._copies.pop(path, None)
+            _unlink(self._files, path)
+            self._known.drop(path)
 
     async def sync(self) -> list[FileRef]:
         """Upload what is pending and what someone else wrote into the directory. An ExceptionGroup has what failed: a
@@ -136,7 +141,7 @@ class Cache:
         self.failures.clear()
         for path in list(self._pending):
             try:
-                uploaded.append(await self._upload(path))
+                uploaded += await self._upload_pending(path)
             except OSError as e:
                 self.failures[path] = e
         if self.failures:
@@ -145,35 +150,42 @@ class Cache:
 
     async def _upload_behind(self, path: str) -> None:
         try:
-            if path in self._pending:
-                await self._upload(path)
+            await self._upload_pending(path)
         except OSError as e:
             self.failures[path] = e
 
-    async def _upload(self, path: str) -> FileRef:
-        lock = self._uploading.setdefault(path, trio.Lock())
-        async with lock:
+    async def _upload_pending(self, path: str) -> list[FileRef]:
+        async with self._uploading[path]:
             pending = self._pending.get(path)
-            with await trio.to_thread.run_sync(self._open, path) as file:
-                status = os.fstat(file.fileno())
-                context: Context = {"mtime_ns": status.st_mtime_ns}
-                if pending is not None and pending.condition is not ANY:
-                    context["if_version"] = pending.condition
-                ref = await self._objects.write_file(path, file, context)
-            copy = Copy(status.st_size, status.st_mtime_ns, ref.version or "")
-            if pending is not None and self._pending.get(path) == pending:
-                del self._pending[path]
-                self.failures.pop(path, None)
-                self._keep(path, copy)
-                self._notice(path)
-            elif path in self._pending:
-                self._known.put(path, copy)
-            return ref
+            return [] if pending is None else [await self._upload(path, pending)]
 
-    def _mark(self, path: str, condition: Condition) -> None:
+    async def _accept(self, path: str, content: bytes) -> Pending:
+        await self._put(path, content)
+        return self._mark(path, ANY)
+
+    async def _upload(self, path: str, pending: Pending) -> FileRef:
+        """The caller has the path's lock."""
+        with await trio.to_thread.run_sync(self._open, path) as file:
+            status = os.fstat(file.fileno())
+            context: Context = {"mtime_ns": status.st_mtime_ns}
+            if pending.condition is not ANY:
+                context["if_version"] = pending.condition
+            ref = await self._objects.write_file(path, file, context)
+        copy = Copy(status.st_size, status.st_mtime_ns, ref.version or "")
+        if self._pending.get(path) == pending:
+            del self._pending[path]
+            self.failures.pop(path, None)
+            self._keep(path, copy)
+            self._notice(path)
+        elif path in self._pending:  # written again meanwhile
+            self._known.put(path, copy)
+        return ref
+
+    def _mark(self, path: str, condition: Condition) -> Pending:
         self._changes[path] += 1
-        self._pending[path] = Pending(self._changes[path], condition)
+        self._pending[path] = pending = Pending(self._changes[path], condition)
         self._copies.pop(path, None)
+        return pending
 
     def _notice(self, path: str) -> None:
         """A file that is no copy, or is not what the copy was, has been written by someone else: it is pending, to
