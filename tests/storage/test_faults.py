@@ -185,9 +185,10 @@ async def test_a_lost_answer_is_no_conflict_but_another_writer_is(
 
 
 async def test_a_write_over_what_is_gone_is_a_conflict_where_the_server_says_404(
-    proxy: FaultProxy, through: S3Storage
+    proxy: FaultProxy, through: S3Storage, moto: Server
 ) -> None:
     ref = await through.write("f", b"1")
+    moto.client().delete_object(Bucket=through.bucket.name, Key="sessions/work/f")
     gone = Fault("status", "PUT", times=1, status=404, code="NoSuchKey", when=lambda seen: "if-match" in seen.headers)
     proxy.add(gone)
     with pytest.raises(Conflict):

@@ -19,6 +19,7 @@ from vfs.fileref import FileRef
 from vfs.storage import multipart, objects
 from vfs.storage.base import Storage
 from vfs.storage.bucket import ANY
+from vfs.storage.failures import Unavailable
 from vfs.storage.s3 import S3Storage
 
 pytestmark = pytest.mark.s3
@@ -253,6 +254,37 @@ async def test_what_others_write_before_a_move_copies_it_is_not_taken_for_ours(
     # moto ignores this condition, and keeps us only from deleting theirs; AWS keeps the copy from being made too.
     [copy] = [seen for seen in proxy.seen if "x-amz-copy-source" in seen.headers]
     assert copy.headers["x-amz-copy-source-if-match"] == f'"{ref.version}"'
+
+
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted"])
+async def test_a_request_that_met_another_half_way_is_made_again(
+    proxy: FaultProxy, moto: Server, open_s3: Open, code: str
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    await s3.check()
+    version = None
+    for content in (b"one", b"two"):
+        proxy.add(Fault("status", "PUT", times=2, status=409, code=code))
+        version = (await s3.on_write(None, "/f", content, {"if_version": version})).version
+        assert await s3.read("f") == content
+    proxy.add(Fault("status", "DELETE", times=2, status=409, code=code))
+    await s3.on_delete(None, "/f", {"if_version": version})
+    assert s3.bucket.counts["retries"] == 6 and not await s3.exists("f")
+
+
+async def test_a_refusal_though_nobody_has_changed_anything_is_no_conflict(
+    proxy: FaultProxy, moto: Server, open_s3: Open
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    ref = await s3.write("f", b"one")
+    refusing = proxy.add(Fault("status", "PUT|DELETE", status=409, code="Busy"))
+    for path, version in (("/f", ref.version), ("/g", None)):
+        with pytest.raises(Unavailable, match="though it is the version"):
+            await s3.on_write(None, path, b"two", {"if_version": version})
+    refusing.status, refusing.code = 412, "PreconditionFailed"
+    with pytest.raises(Unavailable, match="though it is the version"):
+        await s3.on_delete(None, "/f", {"if_version": ref.version})
+    assert refusing.met == 3
 
 
 async def test_a_storage_without_a_session_says_what_to_do() -> None:

@@ -88,7 +88,10 @@ def for_readers(what: str) -> Iterator[None]:
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 _SLOW = frozenset({"SlowDown", "TooManyRequests", "RequestLimitExceeded", "ThrottlingException", "Throttling"})
-_PASSING = frozenset({"RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted"})
+_PASSING = frozenset(
+    # The last: this request met another of the same key half-way, such as our own earlier try.
+    {"RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict"}
+)
 _DENIED = frozenset({"ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken"})
 _ABSENT = frozenset({"NoSuchKey", "NoSuchUpload", "NoSuchVersion"})
 
@@ -104,7 +107,9 @@ def explain(failure: Exception, what: str) -> OSError:
     if isinstance(failure, (boto.BotoCoreError, ValueError)):
         return Refused(what, _line(failure))
     if isinstance(failure, (obs.AlreadyExistsError, obs.PreconditionError)):
-        return Conflict(what)
+        # obstore's name for every 409 is "already exists".
+        code = _CODE.search(str(failure))
+        return Unavailable(what, code[1]) if code and code[1] in _PASSING else Conflict(what)
     if isinstance(failure, (obs.BaseError, FileNotFoundError)):
         return _explain_obstore(failure, what)
     if isinstance(failure, OSError):
@@ -149,7 +154,7 @@ def from_answer(status: int, code: str, message: str, what: str) -> OSError:
         return BucketMissing(what)
     if code == "RequestTimeTooSkewed":
         return AccessDenied(what, f"{said}; this machine's clock is wrong")
-    if status == 412 or (status == 409 and code == "ConditionalRequestConflict"):
+    if status == 412:
         return Conflict(what)
     if code in _SLOW or status in (429, 503):
         return Unavailable(what, said, slow_down=True)

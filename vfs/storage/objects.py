@@ -24,8 +24,9 @@ from vfs.errors import Conflict
 from vfs.failpoints import reach
 from vfs.fileref import FileRef, compute_checksum, guess_content_type
 from vfs.storage.base import FileRefs
-from vfs.storage.bucket import ANY, HASHED_IN_PLACE, Blob, Bucket, Found, Put, etag_of, version_of
+from vfs.storage.bucket import ANY, HASHED_IN_PLACE, Blob, Bucket, Condition, Found, Put, etag_of, version_of
 from vfs.storage.endpoint import Clients
+from vfs.storage.failures import Unavailable
 from vfs.storage.keys import Keys, Misfit, directories_of, is_marker
 from vfs.storage.metadata import attributes_of, parse
 from vfs.storage.multipart import COPY_AT_ONCE, PART, Source, copy_in_parts, upload
@@ -150,20 +151,22 @@ class Objects:
                     version = await self.bucket.put(key, content, attributes, condition)
                     checksum = checksum or await _checksum(content)
         except Conflict as e:
-            version = await self._arrived_before(key, source, path, e)
+            version = await self._arrived_before(key, source, path, condition, e)
         reach("s3.write.done")
         found = Found(source.size, version, datetime.now(UTC), attributes)
         return await self._ref(path, found, checksum)
 
-    async def _arrived_before(self, key: str, source: Source, path: str, conflict: Conflict) -> str:
+    async def _arrived_before(
+        self, key: str, source: Source, path: str, condition: Condition, conflict: Conflict
+    ) -> str:
         try:
             found = await self.bucket.stat(key)
         except FileNotFoundError:
-            raise Conflict(path) from conflict
+            raise _refusal(path, None, condition) from conflict
         if found.size == source.size and await self._same_content(key, found, source):
             self.bucket.counts["writes that had arrived before"] += 1
             return found.version
-        raise Conflict(path, found.version) from conflict
+        raise _refusal(path, found.version, condition) from conflict
 
     async def _same_content(self, key: str, found: Found, source: Source) -> bool:
         if source.size <= AT_ONCE:
@@ -188,9 +191,10 @@ class Objects:
             await self.bucket.delete(self.keys.key_of(path), ANY if condition is None else condition)
         except Conflict as e:
             try:
-                raise Conflict(path, (await self.bucket.stat(self.keys.key_of(path))).version) from e
+                found = await self.bucket.stat(self.keys.key_of(path))
             except FileNotFoundError:
                 return
+            raise _refusal(path, found.version, condition) from e
         reach("s3.delete.done")
 
     async def move(self, old: str, new: str, context: Context) -> FileRef:
@@ -265,6 +269,13 @@ class Objects:
             mode=attributes.mode,
             metadata=attributes.rest,
         )
+
+
+def _refusal(path: str, found: str | None, condition: Condition) -> OSError:
+    """What a refused request failed for. Where its condition holds nobody has changed anything: no conflict."""
+    if found == condition:
+        return Unavailable(path, "refused, though it is the version that was expected")
+    return Conflict(path, found)
 
 
 async def _checksum(content: bytes) -> str:
