@@ -64,7 +64,8 @@ class Fault:
 class FaultProxy:
     """A proxy for `upstream` (an http:// URL); `url` is its own. A context manager.
 
-    `page`: listings come so many keys at a time, from a server that does not check signatures.
+    `page`: listings come so many keys at a time, from a server that does not check signatures. `unheeded`: a method,
+    and a header of its requests that does not arrive, as on a server that does not know it.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -72,6 +73,7 @@ class FaultProxy:
         self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
         self.seen: list[Seen] = []
         self.page: int | None = None
+        self.unheeded: tuple[str, str] | None = None
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
@@ -153,6 +155,8 @@ class FaultProxy:
                 fault.times = None if fault.times is None else fault.times - 1
         if self.page is not None and "list-type=2" in seen.target:
             raw = raw.replace(b"list-type=2", b"list-type=2&max-keys=%d" % self.page, 1)
+        if self.unheeded is not None and seen.method == self.unheeded[0]:
+            raw = re.sub(rb"(?im)^%s:.*\r\n" % self.unheeded[1].encode(), b"", raw, count=1)
         if fault is None:
             connection.sendall(self._forward(raw))
             return True

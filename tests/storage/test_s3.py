@@ -287,6 +287,30 @@ async def test_a_refusal_though_nobody_has_changed_anything_is_no_conflict(
     assert refusing.met == 3
 
 
+async def test_where_a_delete_cannot_be_conditional_it_asks_first(
+    proxy: FaultProxy, moto: Server, open_s3: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = moto.client()
+    for number, code in enumerate(["", "NotImplemented"]):
+        s3 = await open_s3(proxy.url, moto.new_bucket())
+        if code:
+            refused = Fault("status", "DELETE", status=501, code=code, when=lambda seen: "if-match" in seen.headers)
+            proxy.add(refused)
+        else:
+            proxy.unheeded = ("DELETE", "if-match")
+        with caplog.at_level(logging.WARNING):
+            ref = await s3.write("f", b"ours")
+        assert (s3.bucket.conditional, s3.bucket.conditional_deletes) == (True, False)
+        assert len([r for r in caplog.records if "no conditional deletes" in r.getMessage()]) == number + 1
+        client.put_object(Bucket=s3.bucket.name, Key="sessions/work/f", Body=b"theirs")
+        with pytest.raises(Conflict):
+            await s3.on_delete(None, "/f", {"if_version": ref.version})
+        assert await s3.read("f") == b"theirs"
+        await s3.on_delete(None, "/f", {"if_version": (await s3.stat("f")).version})
+        assert await s3.on_list(None, {}) == []
+        proxy.unheeded = None
+
+
 async def test_a_storage_without_a_session_says_what_to_do() -> None:
     with pytest.raises(OSError, match="call init first"):
         _ = S3Storage("b").session_id

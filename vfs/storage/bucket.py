@@ -90,6 +90,7 @@ class Bucket:
         self.counts: Counter[str] = Counter()
         self.last_failure: str | None = None
         self.conditional = True  # False where the endpoint ignores If-Match and If-None-Match: `vfs.storage.probe`
+        self.conditional_deletes = True  # False where it does so, or refuses it, on a DELETE
         self.plain_ranges = False
         self._buffers = Buffers(PIECE, IDLE)
         self._plain = Plain(endpoint, self._buffers)
@@ -245,9 +246,11 @@ class Bucket:
 
     async def delete(self, key: str, condition: Condition = ANY) -> None:
         """Delete the object if it is there. Conflict where `condition` does not hold."""
-        extra: dict[str, Any] = {} if not isinstance(condition, str) else {"IfMatch": etag_of(condition)}
+        extra: dict[str, Any] = {}
         try:
-            await self.check(key, condition if isinstance(condition, str) else ANY)
+            if isinstance(condition, str):
+                await self.check(key, condition, always=not self.conditional_deletes)
+                extra = {"IfMatch": etag_of(condition)} if self.conditional_deletes else {}
             await self.call(key, lambda clients: clients.boto.delete_object(**self.target(key), **extra))
         except FileNotFoundError:
             self.counts["deletes of absent objects"] += 1
