@@ -65,7 +65,8 @@ class FaultProxy:
     """A proxy for `upstream` (an http:// URL); `url` is its own. A context manager.
 
     `page`: listings come so many keys at a time, from a server that does not check signatures. `unheeded`: a method,
-    and a header of its requests that does not arrive, as on a server that does not know it.
+    and a header of its requests that does not arrive, as on a server that does not know it. `weak`: ETags become weak,
+    as those of what a proxy compresses do.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -74,6 +75,7 @@ class FaultProxy:
         self.seen: list[Seen] = []
         self.page: int | None = None
         self.unheeded: tuple[str, str] | None = None
+        self.weak = False
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
@@ -198,6 +200,8 @@ class FaultProxy:
         head, separator, body = b"".join(pieces).partition(b"\r\n\r\n")
         if b"\r\ncontent-length:" in head.lower():
             head = re.sub(rb"(?i)\r\nconnection: close", b"", head)
+        if self.weak:
+            head = re.sub(rb'(?i)\r\netag: "', b'\r\nETag: W/"', head)
         return head + separator + body
 
 

@@ -10,6 +10,7 @@ from tests.storage.conftest import Open
 from tests.storage.faults import Fault, FaultProxy
 from tests.storage.servers import Server
 from vfs.errors import Conflict
+from vfs.storage import lease as lease_module
 from vfs.storage.failures import Unavailable
 from vfs.storage.lease import Lease, LeaseHeld, LeaseLost
 from vfs.storage.s3 import S3Storage
@@ -143,6 +144,22 @@ async def test_a_write_of_a_process_that_died_does_not_keep_its_successor_out(s3
     for step in (dead.renew, successor.renew, successor.release):
         clock.now += 1
         await step()
+
+
+async def test_a_write_that_is_refused_for_ever_ends(
+    proxy: FaultProxy, moto: Server, open_s3: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "PAUSES", (0.0, 0.0))
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    lease = lease_of(s3, "one", clock)
+    await lease.acquire()
+    refused = proxy.add(Fault("status", "PUT", "lease", status=412, code="PreconditionFailed"))
+    clock.now += 1
+    with pytest.raises(Unavailable, match="refused again and again"):
+        await lease.renew()
+    assert refused.met == 2
+    proxy.clear()
+    await lease.renew()
 
 
 async def test_renewing_keeps_it(s3: S3Storage, clock: Clock) -> None:

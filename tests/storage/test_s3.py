@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -285,6 +286,24 @@ async def test_a_refusal_though_nobody_has_changed_anything_is_no_conflict(
     with pytest.raises(Unavailable, match="though it is the version"):
         await s3.on_delete(None, "/f", {"if_version": ref.version})
     assert refusing.met == 3
+
+
+async def test_an_etag_that_a_proxy_has_made_weak_is_the_same_version(
+    proxy: FaultProxy, moto: Server, open_s3: Open
+) -> None:
+    proxy.weak = True
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    first = await s3.on_write(None, "/f", b"one", {"if_version": None})
+    assert (await s3.stat("f")).version == first.version == hashlib.md5(b"one").hexdigest()
+    second = await s3.on_write(None, "/f", b"two", {"if_version": first.version})
+    for plain in (False, True):
+        s3.bucket.plain_ranges = plain
+        assert bytes(await s3.on_read_range(None, "/f", 0, 3, {"if_version": second.version})) == b"two"
+    moved = await s3.on_move(None, "/f", "/g", {"if_version": second.version})
+    await s3.on_delete(None, "/g", {"if_version": moved.version})
+    assert await s3.on_list(None, {}) == []
+    lease = await s3.acquire("one", "this test")
+    await lease.renew()
 
 
 async def test_where_a_delete_cannot_be_conditional_it_asks_first(

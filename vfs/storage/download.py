@@ -52,13 +52,14 @@ class Blob(Found):
 
 
 def version_of(etag: str | None) -> str:
-    """An ETag as a version: without its quotes."""
-    return (etag or "").strip('"')
+    """An ETag as a version: without its quotes, and without the `W/` that a compressing proxy puts before it, for
+    If-Match never holds of a weak one."""
+    return (etag or "").removeprefix("W/").strip('"')
 
 
 def etag_of(version: str) -> str:
     """A version as If-Match wants it."""
-    return version if version.startswith("W/") else f'"{version}"'
+    return f'"{version}"'
 
 
 class Chunks:

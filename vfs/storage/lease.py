@@ -26,11 +26,12 @@ from vfs.errors import Conflict
 from vfs.failpoints import reach
 from vfs.storage.bucket import Bucket, Condition, version_of
 from vfs.storage.endpoint import Clients
-from vfs.storage.failures import Refused
+from vfs.storage.failures import Refused, Unavailable
 
 __all__ = ["Held", "Lease", "LeaseHeld", "LeaseLost"]
 
 ATTRIBUTES = {"Content-Type": "application/json"}
+PAUSES = (0.0, 0.2, 1.0)  # seconds after a write that was refused though the lease is ours; so many are tried
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,7 +207,7 @@ class Lease:
             raise LeaseHeld(self.key, found.held, found.age) from e
 
     async def _write(self, held: Held, condition: Condition) -> None:
-        while True:
+        for pause in PAUSES:
             try:
                 self._version = await self._bucket.put(self.key, msgspec.json.encode(held), ATTRIBUTES, condition)
             except Conflict:
@@ -216,9 +217,11 @@ class Lease:
                 # Ours: an earlier try whose answer was lost, or the last write of a process of this holder that died.
                 condition = self._version = found.version
                 if found.held != held:
+                    await trio.sleep(pause)
                     continue
             self.held, self._renewed = held, self._elapsed()
             return
+        raise Unavailable(self.key, "a write of the lease is refused again and again, though it is as it was found")
 
     async def _read(self) -> _Read | None:
         try:
