@@ -306,6 +306,18 @@ async def test_an_etag_that_a_proxy_has_made_weak_is_the_same_version(
     await lease.renew()
 
 
+async def test_nothing_is_asked_for_in_another_encoding(proxy: FaultProxy, moto: Server, open_s3: Open) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    lease = await s3.acquire("one", "this test")
+    await lease.release()
+    await s3.acquire("one", "this test")
+    await s3.on_list(None, {})
+    await s3.write("f", b"x")
+    await s3.on_read_range(None, "/f", 0, 1, {})
+    encodings = {seen.headers.get("accept-encoding", "identity") for seen in proxy.seen}
+    assert encodings == {"identity"}
+
+
 async def test_where_a_delete_cannot_be_conditional_it_asks_first(
     proxy: FaultProxy, moto: Server, open_s3: Open, caplog: pytest.LogCaptureFixture
 ) -> None:

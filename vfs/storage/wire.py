@@ -40,6 +40,7 @@ class Wire:
             verify.load_verify_locations(endpoint.ca_file)
         self._client = httpx.AsyncClient(
             verify=verify,
+            headers={"Accept-Encoding": "identity"},  # what a proxy compresses has another ETag
             timeout=httpx.Timeout(endpoint.request_timeout, connect=endpoint.connect_timeout, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
