@@ -281,6 +281,7 @@ async def test_rotated_credentials_are_found_and_used(
     file.write_text(profile.format("old-key", SECRET))
     s3 = await open_s3(proxy.url, moto.new_bucket(), access_key_id=None, secret_access_key=None)
     await s3.write("f", b"1")
+    passing = proxy.add(Fault("status", times=0))
     expired = Fault("status", status=403, code="ExpiredToken", when=lambda seen: "old-key" in str(seen))
     proxy.add(expired)
     with pytest.raises(AccessDenied) as caught:
@@ -288,6 +289,7 @@ async def test_rotated_credentials_are_found_and_used(
     assert caught.value.errno == 13 and "ExpiredToken" in str(caught.value)
     file.write_text(profile.format(ACCESS, SECRET))
     await trio.sleep(RENEWAL_PAUSE)
+    passing.times = 1  # a refusal that comes second is looked into all the same
     assert await s3.read("f") == b"1"
     assert s3.bucket.counts["credentials rotated"] == 1
     await s3.write("f", b"2")

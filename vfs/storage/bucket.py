@@ -292,7 +292,7 @@ class Bucket:
         patience = self.endpoint.read_patience if reading else self.endpoint.write_patience
         deadline = trio.current_time() + patience
         throttle = self.reads if reading else self.writes
-        attempt = 0
+        attempt, renewed = 0, False
         while True:
             clients = await self.clients()
             try:
@@ -304,8 +304,10 @@ class Bucket:
             except OSError as e:
                 failure = BucketMissing(what) if head and isinstance(e, FileNotFoundError) else e
             attempt += 1
-            if isinstance(failure, AccessDenied) and attempt == 1 and await self._renew(clients):
-                continue
+            if isinstance(failure, AccessDenied) and not renewed:
+                renewed = True
+                if await self._renew(clients):
+                    continue
             if not isinstance(failure, Unavailable):
                 raise failure
             self.last_failure = str(failure)
