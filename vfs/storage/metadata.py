@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import NamedTuple
 
 from vfs.callbacks import Context
@@ -71,7 +71,7 @@ def _mtime(text: str | None) -> int | None:
     try:
         ns = Decimal(text).scaleb(9)
         return int(ns) if abs(ns) < 2**63 else None
-    except (InvalidOperation, ValueError, OverflowError):
+    except (ArithmeticError, ValueError):
         return None
 
 
