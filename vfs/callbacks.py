@@ -71,6 +71,7 @@ class Context(TypedDict, total=False):
     checksum: str  # lower-case hex SHA-256 of the whole content
     generation: int  # counts the content's changes within the session
     if_version: str | None  # the version that must still be there; None: the path must not exist; absent: do not care
+    if_target: str | None  # of a move: what must be at the new path; as `if_version`
     metadata: dict[str, str]  # what earlier answers left with the file
     options: dict[str, Any]  # what the route was configured with, for the integrator's own use
 
@@ -131,7 +132,7 @@ class OnStat(Protocol):
 
 
 class OnMove(Protocol):
-    """Rename a file on the server's side, replacing `new`. `if_version` is about `old`."""
+    """Rename a file on the server's side, replacing `new`. `if_version` is about `old`, `if_target` about `new`."""
 
     def on_move(self, scope: Any, old: str, new: str, context: Context, /) -> MaybeAsync[Outcome]: ...
 

@@ -25,7 +25,7 @@ from vfs.inode import Inode
 from vfs.listing import UNKNOWN_SIZE
 from vfs.persistence import Persistence
 from vfs.records import Removed, Rename, Renewed, Stored, Unlink
-from vfs.remote import Attempt, Entry
+from vfs.remote import Attempt
 
 if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
@@ -179,20 +179,25 @@ class Conflicts:
                 return moved == (await self._checksum(persistence, os.fsdecode(source), {}))[0]
         return False
 
-    async def target_free(self, persistence: Persistence, path: bytes, held: Entry | None, want: Inode) -> bool:
-        """Whether a move may replace what is at the path; if not, that was dealt with."""
+    async def target(self, persistence: Persistence, path: bytes, want: Inode) -> Context | None:
+        """What a move to the path is told of what it replaces; None where it may not replace it, which was dealt
+        with."""
+        if "on_stat" not in persistence.can:
+            return {}
+        held = self.namespace.remote.get(path)
         ref = await self.current(persistence, path)
         if ref is None:
             if held is not None:
                 self.session.commit(Removed(path))
-            return True
+            return {"if_target": None}
+        free: Context = {} if ref.version is None else {"if_target": ref.version}
         if held is not None and held.version == ref.version:
-            return True
+            return free
         moved = [a for a in self.namespace.remote.attempts.get(path, ()) if a.source and a.ino == want.ino]
         if moved and ref.size in (UNKNOWN_SIZE, want.size):
-            return True  # what an attempt of this move has brought there, whose answer was lost
+            return free  # what an attempt of this move has brought there, whose answer was lost
         await self.on_write(persistence, path, want, Conflict(os.fsdecode(path), ref.version))
-        return False
+        return None
 
     async def on_source_changed(self, persistence: Persistence, source: bytes, inode: Inode, e: Conflict) -> None:
         """A clean file that was renamed here was changed there: the change goes with it to its new name."""

@@ -207,16 +207,17 @@ class Transfer:
 
     async def _move(self, source: bytes, path: bytes, want: Inode) -> bool:
         persistence = self._persistence(path)
-        entry, held = self.namespace.remote.entries[source], self.namespace.remote.get(path)
+        entry = self.namespace.remote.entries[source]
         claimed = source not in self.busy
         self.busy.add(source)
         try:
-            if "on_stat" in persistence.can and not await self.conflicts.target_free(persistence, path, held, want):
+            target = await self.conflicts.target(persistence, path, want)
+            if target is None:
                 return False
             if self.namespace.remote.get(source) is not entry or self.session.at(path) is not want:
                 return False
             tried = any(a.source == source for a in self.namespace.remote.attempts.get(path, ()))
-            context = self.context(path, want, entry)
+            context: Context = {**self.context(path, want, entry), **target}
             self.session.commit(Storing(path, want.ino, entry.generation, entry.size, b"", source))
             failpoints.reach("move.before-answer")
             try:
@@ -229,7 +230,8 @@ class Transfer:
                     return False
                 ref = found
             except Conflict as e:
-                await self.conflicts.on_source_changed(persistence, source, want, e)
+                if await self.conflicts.target(persistence, path, want) is not None:
+                    await self.conflicts.on_source_changed(persistence, source, want, e)
                 return False
             failpoints.reach("move.before-record")
             self.stored(path, want.ino, entry.generation, entry.size, ref, source)

@@ -141,6 +141,8 @@ class BigShelf(Shelf):
             if old not in self.files:
                 raise FileNotFoundError(old)
             self._check(old, context)
+            if "if_target" in context:
+                self._check(new, {"if_version": context["if_target"]})
             return {"version": self.put(new, self.files.pop(old)[0])}
 
         answer: dict[str, str] = await self._carry_out("move", f"{old} -> {new}", act)

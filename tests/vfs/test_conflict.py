@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.vfs.shelf import BigShelf, Crash, Ledger, Shelf, content, put, routes
+from vfs.capture import SMALL
 from vfs.conflict import conflict_name
 from vfs.fileref import FileRef
 from vfs.options import Options
@@ -158,6 +159,32 @@ async def test_a_move_does_not_overwrite_what_it_does_not_know(tmp_path: Path, a
         session.rename(1, b"a", 1, b"b", 0, KERNEL)
         assert (await session.sync()).pending == 0
         assert shelf.contents == {"/b": b"theirs", "/b.conflict-s-1": b"ours"}
+
+
+@pytest.mark.parametrize("is_over_another", [False, True])
+async def test_a_move_does_not_overwrite_what_is_written_while_it_is_made(
+    tmp_path: Path, autojump_clock: MockClock, is_over_another: bool
+) -> None:
+    shelf = BigShelf()
+
+    def write_theirs(operation: str, path: str) -> None:
+        if operation == "move" and "/b.conflict-s-1" not in shelf.contents:
+            shelf.put("/b", b"their new one")
+            shelf.fault = lambda operation, path: None
+
+    async with opened(tmp_path, shelf) as session:
+        if is_over_another:
+            await put(session, "b", b"old")
+        ino = await put(session, "a", bytes(SMALL + 1))
+        await session.sync()
+        shelf.fault = write_theirs
+        session.rename(1, b"a", 1, b"b", 0, KERNEL)
+        if is_over_another:
+            session.cache.trim(0)
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/b": b"their new one", "/b.conflict-s-1": bytes(SMALL + 1)}
+        assert session.namespace.inodes[ino].size == SMALL + 1
+        assert await content(session, "b.conflict-s-1") == bytes(SMALL + 1)
 
 
 async def test_a_clean_file_that_they_changed_is_moved_with_their_change(

@@ -44,7 +44,18 @@ from vfs.storage.wire import Wire
 if TYPE_CHECKING:
     from obstore import PutMode
 
-__all__ = ["ANY", "HASHED_IN_PLACE", "Blob", "Bucket", "Condition", "Found", "Put", "etag_of", "version_of"]
+__all__ = [
+    "ANY",
+    "HASHED_IN_PLACE",
+    "Blob",
+    "Bucket",
+    "Condition",
+    "Found",
+    "Put",
+    "etag_of",
+    "headers_of",
+    "version_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +79,13 @@ async def _md5(content: bytes | memoryview) -> str:
         return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
     return digest() if len(content) <= HASHED_IN_PLACE else await trio.to_thread.run_sync(digest)
+
+
+def headers_of(condition: Condition) -> dict[str, Any]:
+    """A condition as parameters of boto3's writes."""
+    if condition is None:
+        return {"IfNoneMatch": "*"}
+    return {} if condition is ANY else {"IfMatch": etag_of(condition)}
 
 
 class Put(NamedTuple):
@@ -250,7 +268,7 @@ class Bucket:
         try:
             if isinstance(condition, str):
                 await self.check(key, condition, always=not self.conditional_deletes)
-                extra = {"IfMatch": etag_of(condition)} if self.conditional_deletes else {}
+                extra = headers_of(condition) if self.conditional_deletes else {}
             await self.call(key, lambda clients: clients.boto.delete_object(**self.target(key), **extra))
         except FileNotFoundError:
             self.counts["deletes of absent objects"] += 1

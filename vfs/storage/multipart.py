@@ -10,13 +10,13 @@ import io
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import trio
 
 from vfs.errors import Conflict, error
 from vfs.failpoints import reach
-from vfs.storage.bucket import ANY, Bucket, Condition, etag_of, version_of
+from vfs.storage.bucket import ANY, Bucket, Condition, etag_of, headers_of, version_of
 
 if TYPE_CHECKING:
     from types_boto3_s3.type_defs import CompletedPartTypeDef
@@ -108,7 +108,8 @@ async def copy_in_parts(
     condition: Condition = ANY,
     part: int = COPY_PART,
 ) -> str:
-    """Copy an object of any size on the server; the copy's version."""
+    """Copy an object of any size on the server; the copy's version. Conflict where `condition`, which is about the
+    new key, does not hold at completion."""
 
     async def send(upload_id: str, numbered: Numbered) -> str:
         number, offset, size = numbered
@@ -192,16 +193,11 @@ async def _complete(
     ]
     # Some servers honour conditions on single writes and ignore them here (moto 5.2 does).
     await bucket.check(key, condition, always=True)
-    extra: dict[str, Any] = {}
-    if condition is None:
-        extra["IfNoneMatch"] = "*"
-    elif isinstance(condition, str):
-        extra["IfMatch"] = etag_of(condition)
     try:
         answer = await bucket.call(
             key,
             lambda clients: clients.boto.complete_multipart_upload(
-                **bucket.target(key), UploadId=upload_id, MultipartUpload={"Parts": listed}, **extra
+                **bucket.target(key), UploadId=upload_id, MultipartUpload={"Parts": listed}, **headers_of(condition)
             ),
         )
     except FileNotFoundError as e:

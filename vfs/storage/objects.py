@@ -9,9 +9,11 @@ a crash), and the write is done."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import io
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import BinaryIO
@@ -24,9 +26,20 @@ from vfs.errors import Conflict
 from vfs.failpoints import reach
 from vfs.fileref import FileRef, compute_checksum, guess_content_type
 from vfs.storage.base import FileRefs
-from vfs.storage.bucket import ANY, HASHED_IN_PLACE, Blob, Bucket, Condition, Found, Put, etag_of, version_of
+from vfs.storage.bucket import (
+    ANY,
+    HASHED_IN_PLACE,
+    Blob,
+    Bucket,
+    Condition,
+    Found,
+    Put,
+    etag_of,
+    headers_of,
+    version_of,
+)
 from vfs.storage.endpoint import Clients
-from vfs.storage.failures import Unavailable
+from vfs.storage.failures import Refused, Unavailable
 from vfs.storage.keys import Keys, Misfit, directories_of, is_marker
 from vfs.storage.metadata import attributes_of, parse
 from vfs.storage.multipart import COPY_AT_ONCE, PART, Source, copy_in_parts, upload
@@ -163,23 +176,33 @@ class Objects:
             found = await self.bucket.stat(key)
         except FileNotFoundError:
             raise _refusal(path, None, condition) from conflict
-        if found.size == source.size and await self._same_content(key, found, source):
+        if found.size == source.size and await self._has_content(key, found, source):
             self.bucket.counts["writes that had arrived before"] += 1
             return found.version
         raise _refusal(path, found.version, condition) from conflict
 
-    async def _same_content(self, key: str, found: Found, source: Source) -> bool:
+    async def _has_content(self, key: str, found: Found, source: Source) -> bool:
         if source.size <= AT_ONCE:
             content = await trio.to_thread.run_sync(source.read, 0, source.size)
             if hashlib.md5(content, usedforsecurity=False).hexdigest() == found.version:
                 return True
-        for offset in range(0, source.size, COMPARED_AT_ONCE):
-            size = min(COMPARED_AT_ONCE, source.size - offset)
+
+        async def read(offset: int, size: int) -> bytes:
+            return await trio.to_thread.run_sync(source.read, offset, size)
+
+        return await self._same_content(key, found, read)
+
+    async def _same_content(
+        self, key: str, found: Found, read: Callable[[int, int], Awaitable[bytes | memoryview]]
+    ) -> bool:
+        """Whether what is `found` at the key has the content that is `read`, of the same size."""
+        for offset in range(0, found.size, COMPARED_AT_ONCE):
+            size = min(COMPARED_AT_ONCE, found.size - offset)
             try:
                 theirs = await self.bucket.get(key, span=(offset, offset + size), version=found.version)
             except (Conflict, FileNotFoundError):
                 return False
-            if theirs.view != await trio.to_thread.run_sync(source.read, offset, size):
+            if theirs.view != await read(offset, size):
                 return False
         return True
 
@@ -209,7 +232,11 @@ class Objects:
         if wanted is not None and found.version != wanted:
             raise Conflict(old, found.version)
         reach("s3.move.before-copy")
-        version = await self._copy(source, target, found)
+        expected = context.get("if_target", ANY)
+        try:
+            version = await self._copy(source, target, found, expected)
+        except Conflict as e:
+            version = await self._copied_before(source, target, found, e)
         reach("s3.move.copied")
         await self.bucket.delete(source, found.version)
         reach("s3.move.deleted")
@@ -221,22 +248,45 @@ class Objects:
             raise FileNotFoundError(2, "no such object", new)
         return moved
 
-    async def _copy(self, source: str, target: str, found: Found) -> str:
+    async def _copied_before(self, source: str, target: str, found: Found, conflict: Conflict) -> str:
+        """A copy whose answer was lost meets itself when it is tried again."""
+
+        async def read(offset: int, size: int) -> memoryview:
+            return (await self.bucket.get(source, span=(offset, offset + size), version=found.version)).view
+
+        with contextlib.suppress(FileNotFoundError, Conflict):
+            there = await self.bucket.stat(target)
+            if there.size == found.size and (
+                there.version == found.version or await self._same_content(target, there, read)
+            ):
+                self.bucket.counts["writes that had arrived before"] += 1
+                return there.version
+        raise conflict
+
+    async def _copy(self, source: str, target: str, found: Found, condition: Condition) -> str:
+        """The copy's version. Conflict where the source has changed, or the target is not what `condition` says."""
         if found.size > COPY_AT_ONCE:
             attributes = {"Content-Type": "application/octet-stream", **found.metadata}
-            return await copy_in_parts(self.bucket, source, target, found.size, attributes, found.version)
+            return await copy_in_parts(self.bucket, source, target, found.size, attributes, found.version, condition)
 
-        def copy(clients: Clients) -> str:
+        def copy(clients: Clients, condition: Condition = condition) -> str:
             answer = clients.boto.copy_object(
                 **self.bucket.target(target),
                 CopySource={"Bucket": self.bucket.name, "Key": source},
                 CopySourceIfMatch=etag_of(found.version),
                 MetadataDirective="COPY",
                 **self.bucket.encryption(),
+                **headers_of(condition),
             )
             return version_of(answer["CopyObjectResult"]["ETag"])
 
-        return await self.bucket.call(target, copy)
+        try:
+            return await self.bucket.call(target, copy)
+        except Refused:
+            if condition is ANY:
+                raise
+            # A server that knows no conditions on a copy's target.
+            return await self.bucket.call(target, functools.partial(copy, condition=ANY))
 
     async def url(self, path: str) -> str:
         """Where the object is, for someone who may read it."""
