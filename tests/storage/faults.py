@@ -66,7 +66,7 @@ class FaultProxy:
 
     `page`: listings come so many keys at a time, from a server that does not check signatures. `unheeded`: a method,
     and a header of its requests that does not arrive, as on a server that does not know it. `weak`: ETags become weak,
-    as those of what a proxy compresses do.
+    as those of what a proxy compresses do. `lacking`: a header that answers come without.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -76,6 +76,7 @@ class FaultProxy:
         self.page: int | None = None
         self.unheeded: tuple[str, str] | None = None
         self.weak = False
+        self.lacking: str | None = None
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
@@ -202,6 +203,10 @@ class FaultProxy:
             head = re.sub(rb"(?i)\r\nconnection: close", b"", head)
         if self.weak:
             head = re.sub(rb'(?i)\r\netag: "', b'\r\nETag: W/"', head)
+        if self.lacking is not None:
+            head = re.sub(rb"(?im)^%s:.*\r\n" % self.lacking.encode(), b"", head + separator, count=1)[
+                : -len(separator)
+            ]
         return head + separator + body
 
 

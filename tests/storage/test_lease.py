@@ -11,7 +11,7 @@ from tests.storage.faults import Fault, FaultProxy
 from tests.storage.servers import Server
 from vfs.errors import Conflict
 from vfs.storage import lease as lease_module
-from vfs.storage.failures import Unavailable
+from vfs.storage.failures import Refused, Unavailable
 from vfs.storage.lease import Lease, LeaseHeld, LeaseLost
 from vfs.storage.s3 import S3Storage
 
@@ -188,6 +188,18 @@ async def test_ages_are_the_servers_whatever_our_clock_says(s3: S3Storage, monke
         monkeypatch.setattr("time.time", lambda skew=skew: 1_800_000_000 + skew)
         with pytest.raises(LeaseHeld, match="last renewed [0-5] s ago"):
             await second.acquire()
+
+
+@pytest.mark.parametrize("lacking", ["Date", "Last-Modified", "ETag"])
+async def test_an_answer_that_does_not_tell_the_leases_age_or_version_is_refused(
+    proxy: FaultProxy, moto: Server, open_s3: Open, lacking: str
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    lease = lease_of(s3, "one", None)
+    await lease.acquire()
+    proxy.lacking = lacking
+    with pytest.raises(Refused, match=f"no {lacking.lower()}"):
+        await lease_of(s3, "two", None).acquire()
 
 
 async def test_only_one_of_many_takes_it(s3: S3Storage, clock: Clock) -> None:

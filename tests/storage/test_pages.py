@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -47,6 +48,17 @@ def test_a_listing_that_ends_in_the_middle_is_an_error_and_not_a_short_one() -> 
         next_token(page("a", more="<IsTruncated>true</IsTruncated>"), "a")
     with pytest.raises(Unavailable, match="not whole"):
         next_token(page("a", "b")[:-10], "a")
+
+
+def test_an_entry_has_a_key_and_a_size_and_may_lack_all_else() -> None:
+    whole = page("a")
+    [entry] = parse(re.sub(rb"<(LastModified|ETag)>.*</\1>", b"", whole), "a")
+    assert (entry.key, entry.size, entry.version) == ("a", 7, "")
+    for lacking in (b"Key", b"Size"):
+        with pytest.raises(Refused, match=lacking.decode()):
+            parse(re.sub(rb"<%s>.*</%s>" % (lacking, lacking), b"", whole), "a")
+    with pytest.raises(Refused, match="many"):
+        parse(whole.replace(b">7<", b">many<"), "a")
 
 
 def test_an_answer_that_is_no_listing_is_an_error_and_not_an_empty_one() -> None:

@@ -271,6 +271,14 @@ async def test_nothing_is_asked_for_in_another_encoding(proxy: FaultProxy, moto:
     assert encodings == {"identity"}
 
 
+async def test_a_range_may_come_without_a_date(proxy: FaultProxy, moto: Server, open_s3: Open) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    ref = await s3.write("f", b"content")
+    proxy.lacking = "Last-Modified"
+    assert bytes(await s3.on_read_range(None, "/f", 3, 10, {"if_version": ref.version})) == b"tent"
+    assert s3.bucket.counts["retries"] == 0
+
+
 async def test_where_a_delete_cannot_be_conditional_it_asks_first(
     proxy: FaultProxy, moto: Server, open_s3: Open, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -236,8 +236,10 @@ class Lease:
 
     def _get(self, clients: Clients) -> tuple[bytes, str, float]:
         answer = clients.boto.get_object(**self._bucket.target(self.key))
-        date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-        age = (date - answer["LastModified"]).total_seconds()
+        headers = answer["ResponseMetadata"]["HTTPHeaders"]
+        if missing := {"date", "last-modified", "etag"} - headers.keys():
+            raise Refused(self.key, f"the answer has no {', '.join(sorted(missing))}")
+        age = (parsedate_to_datetime(headers["date"]) - answer["LastModified"]).total_seconds()
         return answer["Body"].read(), version_of(answer["ETag"]), age
 
     def _now(self) -> float:

@@ -110,10 +110,14 @@ def parse(body: bytes, prefix: str) -> list[Entry]:
     plain = root.findtext(f"{namespace}EncodingType") != "url"
     key, size, etag, modified = (f"{namespace}{name}" for name in ("Key", "Size", "ETag", "LastModified"))
     entries: list[Entry] = []
-    for contents in root.iter(f"{namespace}Contents"):
-        said = {field.tag: field.text or "" for field in contents}
-        name = said[key] if plain else unquote_plus(said[key])
-        entries.append(Entry(name, int(said[size]), version_of(said.get(etag)), _time(said[modified])))
+    now = datetime.now(UTC).isoformat()
+    try:
+        for contents in root.iter(f"{namespace}Contents"):
+            said = {field.tag: field.text or "" for field in contents}
+            name = said[key] if plain else unquote_plus(said[key])
+            entries.append(Entry(name, int(said[size]), version_of(said.get(etag)), _time(said.get(modified, now))))
+    except (KeyError, ValueError) as e:
+        raise Refused(prefix, f"an entry of the listing lacks something, or says what cannot be: {e}") from e
     return entries
 
 

@@ -18,7 +18,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -241,8 +241,9 @@ def _found(answer: http.client.HTTPResponse) -> Found:
     size = int(answer.headers.get("Content-Range", "").rpartition("/")[2] or -1)
     metadata = {n[len(METADATA) :]: v for n, v in answer.headers.items() if n.lower().startswith(METADATA)}
     metadata["Content-Type"] = answer.headers.get("Content-Type", "")
-    modified = parsedate_to_datetime(answer.headers["Last-Modified"]).astimezone(UTC)
-    return Found(size, version_of(answer.headers["ETag"]), modified, metadata)
+    modified = answer.headers.get("Last-Modified")
+    when = datetime.now(UTC) if modified is None else parsedate_to_datetime(modified).astimezone(UTC)
+    return Found(size, version_of(answer.headers["ETag"]), when, metadata)
 
 
 def _is_silent(connection: socket.socket) -> bool:
