@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -200,6 +202,24 @@ async def test_an_answer_that_does_not_tell_the_leases_age_or_version_is_refused
     proxy.lacking = lacking
     with pytest.raises(Refused, match=f"no {lacking.lower()}"):
         await lease_of(s3, "two", None).acquire()
+
+
+async def test_a_lease_counts_from_when_its_renewal_began(
+    s3: S3Storage, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.lease = lease = lease_of(s3, "one", clock)
+    put = s3.bucket.put
+
+    async def slow(*args: Any) -> str:
+        clock.now += 40
+        return await put(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(s3.bucket, "put", slow)
+        await lease.acquire()
+    clock.now += 21
+    await s3.write("f", b"x")
+    assert lease.held is not None and lease.held.renewed == clock.now, "it may have lapsed, so it is renewed first"
 
 
 async def test_only_one_of_many_takes_it(s3: S3Storage, clock: Clock) -> None:

@@ -208,6 +208,7 @@ class Lease:
 
     async def _write(self, held: Held, condition: Condition) -> None:
         for pause in PAUSES:
+            asked = self._elapsed()
             try:
                 self._version = await self._bucket.put(self.key, msgspec.json.encode(held), ATTRIBUTES, condition)
             except Conflict:
@@ -219,7 +220,7 @@ class Lease:
                 if found.held != held:
                     await trio.sleep(pause)
                     continue
-            self.held, self._renewed = held, self._elapsed()
+            self.held, self._renewed = held, asked  # others count from when it arrived, which may be any time since
             return
         raise Unavailable(self.key, "a write of the lease is refused again and again, though it is as it was found")
 
