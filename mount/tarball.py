@@ -6,7 +6,7 @@ As root it first makes DIRECTORY its root directory, so that no link in the sess
 meanwhile, leads anywhere else. Not as root, a check of each path does what can be done. Modes, owners,
 hard links, times to the nanosecond and extended attributes are kept; sockets are not. An error ends it with status 1
 and one line of JSON on standard error. Only the standard library is imported, and all of it before the change of
-root.
+root: what is loaded after that would be the session's own, and run as root.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ _BLOCK: Final = 1 << 20
 
 
 def enter(directory: str) -> None:
+    """From here on no code is loaded: not by an import, nor by libc, which looks for a user's name with plug-ins."""
+    tarfile.pwd = tarfile.grp = None  # type: ignore[attr-defined]  # as where there are no such modules: ids, no names
     os.chdir(directory)
     if os.geteuid() == 0:
         os.chroot(".")
+        sys.meta_path.clear()
 
 
 def export() -> None:

@@ -1,7 +1,9 @@
-"""A daemon that is not root cannot change its root directory for an archive, and still stays inside."""
+"""The process that reads and writes archives: it runs nothing of the session's, and stays inside where it is not root,
+and so cannot change its root directory."""
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
@@ -25,26 +27,32 @@ def archive(*entries: tuple[str, bytes, str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def extract(content: bytes, directory: Path, log: Path) -> tuple[int, str]:
-    """`tarball import` as an ordinary user: its status, and what it complained of."""
-    with (log / "in").open("wb") as file:
-        file.write(content)
+def run(work: str, directory: Path, log: Path, content: bytes = b"", *, stranger: bool = False) -> tuple[int, str]:
+    """`tarball` in a process of its own, from `log/in` to `log/out`: its status, and what it complained of."""
+    (log / "in").write_bytes(content)
     pid = os.fork()
     if pid == 0:
         status = 99
         try:
             os.dup2(os.open(log / "in", os.O_RDONLY), 0)
-            complaint = os.open(log / "err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-            if os.geteuid() == 0:
+            out, complaint = (
+                os.open(log / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666) for name in ("out", "err")
+            )
+            if stranger and os.geteuid() == 0:
                 os.setgroups([])
                 os.setresgid(STRANGER, STRANGER, STRANGER)
                 os.setresuid(STRANGER, STRANGER, STRANGER)
-            with os.fdopen(complaint, "w") as stderr, open(0, closefd=False) as stdin:
-                sys.argv, sys.stderr, sys.stdin = ["", "import", str(directory)], stderr, stdin
+            with os.fdopen(complaint, "w") as stderr, os.fdopen(out, "w") as stdout, open(0, closefd=False) as stdin:
+                sys.argv, sys.stderr, sys.stdout, sys.stdin = ["", work, str(directory)], stderr, stdout, stdin
                 status = tarball.main()
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), (log / "err").read_text()
+
+
+def extract(content: bytes, directory: Path, log: Path) -> tuple[int, str]:
+    """As an ordinary user."""
+    return run("import", directory, log, content, stranger=True)
 
 
 @pytest.fixture
@@ -87,3 +95,29 @@ def test_an_ordinary_archive_is_taken(places: tuple[Path, Path], tmp_path: Path)
     content = archive(("dir", tarfile.DIRTYPE, "", b""), ("dir/file", tarfile.REGTYPE, "", b"content"))
     assert extract(content, session, tmp_path) == (0, "")
     assert (session / "dir/file").read_text() == "content"
+
+
+def test_users_are_numbers_and_their_names_are_not_looked_up(tmp_path: Path) -> None:
+    """By then the session is the root directory: libc would take the names from its /etc, with plug-ins of its /lib."""
+    session = tmp_path / "session"
+    (session / "etc").mkdir(parents=True)
+    (session / "etc/passwd").write_text(f"mallory:x:{os.geteuid()}:{os.getegid()}::/:/bin/sh\n")
+    assert run("export", session, tmp_path) == (0, "")
+    with tarfile.open(tmp_path / "out") as tar:
+        owners = {(member.uid, member.gid, member.uname, member.gname) for member in tar}
+    assert owners == {(os.geteuid(), os.getegid(), "", "")}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root directory")
+def test_no_module_is_imported_from_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "session" / "planted"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("open('/ran', 'w')")
+
+    def export() -> None:
+        monkeypatch.syspath_prepend("/")
+        importlib.import_module("planted")
+
+    monkeypatch.setattr(tarball, "export", export)
+    assert run("export", package.parent, tmp_path)[0] == 1
+    assert not (package.parent / "ran").exists()
