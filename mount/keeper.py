@@ -111,8 +111,15 @@ class Keeper:
         self._close_door(kept)
         strange = {key.fd for key in self._selector.get_map().values()}
         strange |= {other.fd for other in self._kept.values()}
-        kept.pid = self._fork(kept, strange - {kept.fd})
-        kept.due, kept.since = None, time.monotonic()
+        try:
+            kept.pid = self._fork(kept, strange - {kept.fd})
+        except Exception as error:
+            kept.delay = next_delay(kept.delay, 0.0)
+            kept.due = time.monotonic() + kept.delay
+            log.error("%s: no worker could be started: %s; the next try in %g s", kept.session, error, kept.delay)
+            self._open_door(kept)
+        else:
+            kept.due, kept.since = None, time.monotonic()
 
     def _bury(self, deaths: int) -> None:
         os.read(deaths, 512)
@@ -158,11 +165,10 @@ class Keeper:
 
     def _open_door(self, kept: Kept) -> None:
         """Be where a new supervisor looks for the session's worker."""
-        door = Rendezvous(kept.start.config.directory)
         try:
+            door = Rendezvous(kept.start.config.directory)
             door.bind()
         except OSError as error:
-            door.sock.close()
             log.error("%s: a new supervisor cannot find this session: %s", kept.session, error)
             return
         self._doors[kept.session] = door
@@ -177,7 +183,12 @@ class Keeper:
             door.close()
 
     def _open(self, kept: Kept, door: socket.socket) -> None:
-        peer, _ = door.accept()
+        try:
+            peer, _ = door.accept()
+        except OSError as error:
+            log.error("%s: who asks for it cannot be answered: %s", kept.session, error)
+            time.sleep(FIRST_DELAY)  # who asks is still there
+            return
         self._selector.register(peer, selectors.EVENT_READ, partial(self._answer, kept, peer))
 
     def _answer(self, kept: Kept, peer: socket.socket) -> None:
@@ -191,8 +202,8 @@ class Keeper:
                 if call.name == "adopt":
                     self._let_go(kept)
                 return
-        except OSError as error:
-            log.warning("%s: who asked for it is gone: %s", kept.session, error)
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("%s: who asked for it is gone, or no supervisor: %s", kept.session, error)
         self._selector.unregister(peer)
         peer.close()
 

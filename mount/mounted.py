@@ -108,8 +108,12 @@ class Mounted:
         """Start a worker and wait until it serves; raises what it failed with."""
         ours, theirs = pair()
         start = msgspec.structs.replace(self._next, adopted=adopted, probe=probe, crashed=crashed)
-        with theirs, trio.CancelScope(shield=True):
-            child = await self._spawner.fork(start, self.fd, theirs)
+        try:
+            with theirs, trio.CancelScope(shield=True):
+                child = await self._spawner.fork(start, self.fd, theirs)
+        except BaseException:
+            ours.close()
+            raise
         self.worker = worker = WorkerHandle(child, Channel(ours))
         self._nursery.start_soon(worker.attend)
         await worker.wait_ready(START_LIMIT)
@@ -145,7 +149,8 @@ class Mounted:
 
     async def _sleep(self) -> None:
         """Without a worker from now on. Should we die meanwhile, the zygote starts one when something is asked."""
-        await self._spawner.keep(self._next, self.fd)
+        with contextlib.suppress(OSError):  # `_stay_kept` goes on with it
+            await self._spawner.keep(self._next, self.fd)
         log.info("%s: idle; a worker is started at the next request", self.config.session)
         self._woken = trio.Event()
         self.phase = "idle"
@@ -183,8 +188,13 @@ class Mounted:
 
     async def _stay_kept(self) -> None:
         while True:
-            await self._spawner.lost.wait()
-            await self._spawner.keep(self._next, self.fd)
+            try:
+                await self._spawner.keep(self._next, self.fd)
+            except OSError as error:
+                log.error("%s: no zygote keeps the mount beside us: %s", self.config.session, error)
+                await trio.sleep(RETRY_AFTER)
+            else:
+                await self._spawner.lost.wait()
 
     async def _replace(self, dead: WorkerHandle) -> None:
         self.restarts += 1
@@ -205,6 +215,7 @@ class Mounted:
         except (OSError, ValueError) as error:
             if self.worker is dead:  # else it is told as that worker's death
                 log.error("%s: no worker could be started: %s", self.config.session, error)
+                await trio.sleep(RETRY_AFTER)
             return
         self.phase = "serving"
 

@@ -29,10 +29,14 @@ class Rendezvous:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def bind(self) -> None:
-        """Whatever is there is a dead worker's: the session's lock is ours."""
-        with short_path(self._directory / NAME) as path:
-            bind_private(self.sock, path)
-        self.sock.listen(8)
+        """Whatever is there is a dead worker's: the session's lock is ours. The socket is closed if that fails."""
+        try:
+            with short_path(self._directory / NAME) as path:
+                bind_private(self.sock, path)
+            self.sock.listen(8)
+        except BaseException:
+            self.sock.close()
+            raise
 
     def close(self) -> None:
         (self._directory / NAME).unlink(missing_ok=True)

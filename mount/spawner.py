@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -22,17 +23,31 @@ import trio
 from mount.channel import MAX_MESSAGE, BrokenChannel, pack_descriptors, pair, unpack_descriptors
 from mount.config import Order, Start
 from mount.title import ROOM
-from mount.zygote import Exited, Forked
+from mount.zygote import Exited, Forked, NotForked
 
 GOODBYE: Final = 1.0  # seconds for the zygote to end; with a mount left it does not
 PROJECT: Final = Path(__file__).resolve().parent.parent
 
-_decoder: msgspec.msgpack.Decoder[Forked | Exited] = msgspec.msgpack.Decoder(Forked | Exited)
+_decoder: msgspec.msgpack.Decoder[Forked | NotForked | Exited] = msgspec.msgpack.Decoder(Forked | NotForked | Exited)
+
+_Answer = tuple[Forked | NotForked, list[int]]
 
 
 def python_path() -> str:
     """Where processes of ours find this project's modules, whatever the current directory is."""
     return os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+
+
+def _start_zygote(theirs: socket.socket) -> subprocess.Popen[bytes]:
+    # start_new_session: a terminal's Ctrl-C is for the supervisor; -P: a module in the current directory is not ours
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "mount.zygote", str(theirs.fileno()), ROOM],
+        env={**os.environ, "PYTHONPATH": python_path()},
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # ours is for the one line and the receipt; a notebook's sys.stderr has no descriptor
+        start_new_session=True,
+    )
 
 
 class Child:
@@ -74,7 +89,7 @@ class Spawner:
         self._asking = trio.Lock()
         self._children: dict[int, Child] = {}
         self._early: dict[int, int] = {}
-        self._forked: trio.MemoryReceiveChannel[tuple[int, int]]
+        self._forked: trio.MemoryReceiveChannel[_Answer]
         self.process: subprocess.Popen[bytes] | None = None
         self.lost = trio.Event()
         """Set when the zygote dies: it keeps nothing alive any more."""
@@ -84,35 +99,37 @@ class Spawner:
         if self._sock is not None:
             return
         ours, theirs = pair()
-        # start_new_session: a terminal's Ctrl-C is for the supervisor; -P: a module in the current directory is not
-        # ours
-        self.process = subprocess.Popen(  # noqa: ASYNC220 - its pipes are not waited for; a fork and exec takes 1 ms
-            [sys.executable, "-P", "-m", "mount.zygote", str(theirs.fileno()), ROOM],
-            env={**os.environ, "PYTHONPATH": python_path()},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # ours is for the one line and the receipt; a notebook's sys.stderr has no descriptor
-            start_new_session=True,
-        )
-        theirs.close()
+        with theirs:
+            try:
+                self.process = _start_zygote(theirs)
+            except BaseException:
+                ours.close()
+                raise
         ours.setblocking(False)
         self._sock = trio.socket.from_stdlib_socket(ours)
         self.lost = trio.Event()
-        send, self._forked = trio.open_memory_channel[tuple[int, int]](0)
+        send, self._forked = trio.open_memory_channel[_Answer](0)
         self._nursery.start_soon(self._read, self._sock, send)
 
     async def fork(self, start: Start, fuse_fd: int, control: socket.socket) -> Child:
-        """A new worker. The descriptors stay the caller's as well."""
+        """A new worker; raises why there is none. The descriptors stay the caller's as well."""
         async with self._asking:
             await self.start()
             assert self._sock is not None
             try:
                 order = msgspec.msgpack.encode(Order("fork", start))
                 await self._sock.sendmsg([order], pack_descriptors((fuse_fd, control.fileno())))
-                pid, pidfd = await self._forked.receive()
+                answer, descriptors = await self._forked.receive()
             except (BrokenPipeError, ConnectionResetError, trio.EndOfChannel) as error:
                 raise BrokenChannel("the zygote died; see the log") from error
-        child = self._children[pid] = Child(pid, pidfd)
+        if isinstance(answer, NotForked):
+            raise answer.failure.error()
+        pid = answer.pid
+        if not descriptors:  # the kernel leaves out those for which there is no room
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            raise OSError(errno.EMFILE, "no descriptor is left for another worker")
+        child = self._children[pid] = Child(pid, descriptors[0])
         if pid in self._early:
             self._report(pid, self._early.pop(pid))
         return child
@@ -134,7 +151,7 @@ class Spawner:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead, and so is what it kept
             await self._sock.sendmsg([msgspec.msgpack.encode(order)], pack_descriptors(descriptors))
 
-    async def _read(self, sock: trio.socket.SocketType, forked: trio.MemorySendChannel[tuple[int, int]]) -> None:
+    async def _read(self, sock: trio.socket.SocketType, forked: trio.MemorySendChannel[_Answer]) -> None:
         space = socket.CMSG_SPACE(array.array("i").itemsize)
         with forked:
             while True:
@@ -145,10 +162,10 @@ class Spawner:
                 if not encoded:
                     break
                 message = _decoder.decode(encoded)
-                if isinstance(message, Forked):
-                    await forked.send((message.pid, unpack_descriptors(ancillary)[0]))
-                else:
+                if isinstance(message, Exited):
                     self._report(message.pid, message.status)
+                else:
+                    await forked.send((message, unpack_descriptors(ancillary)))
         sock.close()
         if self._sock is sock:
             self._sock = None

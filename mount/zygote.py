@@ -2,15 +2,16 @@
 
 Importing pyfuse3, the session and the storage clients takes half a second and tens of megabytes; a fork takes
 milliseconds, and shares them. The supervisor starts the zygote and sends it, for each worker, a `Start` with the
-/dev/fuse descriptor and the worker's end of a channel. It answers with the new process's id and pidfd, and reports each
-exit with its status, for it is the parent. When the supervisor dies it becomes the keeper of what mounts it knows
-(`mount.keeper`).
+/dev/fuse descriptor and the worker's end of a channel. It answers with the new process's id and pidfd, or why there is
+none, and reports each exit with its status, for it is the parent. When the supervisor dies it becomes the keeper of
+what mounts it knows (`mount.keeper`).
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -18,12 +19,13 @@ import select
 import signal
 import socket
 import sys
+import time
 
 import msgspec
 
 from mount import quietlog, title
 from mount.channel import MAX_DESCRIPTORS, MAX_MESSAGE, pack_descriptors, unpack_descriptors
-from mount.config import Order, Start
+from mount.config import Failure, Order, Start
 from mount.keeper import Keeper, Kept
 
 
@@ -31,6 +33,12 @@ class Forked(msgspec.Struct, tag="forked", frozen=True):
     """The answer to a `Start`; the pidfd comes with it."""
 
     pid: int
+
+
+class NotForked(msgspec.Struct, tag="not forked", frozen=True):
+    """The answer to a `Start` where no process could be made."""
+
+    failure: Failure
 
 
 class Exited(msgspec.Struct, tag="exited", frozen=True):
@@ -83,13 +91,18 @@ def _loop(supervisor: socket.socket) -> None:
             os.read(deaths, 512)
             for pid, status in _reap():
                 _note(kept, pid, status)
-                supervisor.send(msgspec.msgpack.encode(Exited(pid, status)))
+                _tell(supervisor, Exited(pid, status))
         if supervisor.fileno() in ready and not _obey(supervisor, own, to_tell.fileno(), kept):
             break
     supervisor.close()
     if kept:
         title.set_title("mount-session: keeper")
         Keeper(kept, employ, _reap).run(deaths, adoptions)
+
+
+def _tell(supervisor: socket.socket, message: Forked | NotForked | Exited, descriptors: tuple[int, ...] = ()) -> None:
+    with contextlib.suppress(ConnectionError):  # it is dead; the next look at the socket says so
+        supervisor.sendmsg([msgspec.msgpack.encode(message)], pack_descriptors(descriptors))
 
 
 def _reap() -> list[tuple[int, int]]:
@@ -126,18 +139,45 @@ def _obey(supervisor: socket.socket, own: set[int], to_tell: int, kept: dict[str
     order = msgspec.msgpack.decode(encoded, type=Order)
     start = order.start
     _forget(kept, start.config.session)
-    if order.what == "keep":
+    if order.what == "keep" and descriptors:
         kept[start.config.session] = Kept(start, descriptors[0], None)
     elif order.what == "fork":
-        fuse_fd, control_fd = descriptors
         others = own | {supervisor.fileno()} | {mount.fd for mount in kept.values()}
-        pid = _fork(start, fuse_fd, control_fd, to_tell, others)
-        kept[start.config.session] = Kept(start, fuse_fd, pid)
-        os.close(control_fd)
-        pidfd = os.pidfd_open(pid)  # nobody else reaps, so this is that process, dead or alive
-        supervisor.sendmsg([msgspec.msgpack.encode(Forked(pid))], pack_descriptors((pidfd,)))
-        os.close(pidfd)
+        _employ(supervisor, start, descriptors, to_tell, others, kept)
     return True
+
+
+def _employ(
+    supervisor: socket.socket,
+    start: Start,
+    descriptors: list[int],
+    to_tell: int,
+    others: set[int],
+    kept: dict[str, Kept],
+) -> None:
+    """Fork a worker for the supervisor. Where that fails the mount is kept all the same, for the supervisor may die
+    before it has tried again."""
+    if len(descriptors) < 2:  # the kernel leaves out those for which there is no room
+        for fd in descriptors:
+            os.close(fd)
+        _tell(supervisor, NotForked(Failure.of(OSError(errno.EMFILE, "the zygote has no descriptor left"))))
+        return
+    fuse_fd, control_fd = descriptors
+    mount = kept[start.config.session] = Kept(start, fuse_fd, None)
+    try:
+        mount.pid = _fork(start, fuse_fd, control_fd, to_tell, others)
+        pidfd = os.pidfd_open(mount.pid)  # nobody else reaps, so this is that process, dead or alive
+    except Exception as error:
+        if mount.pid is not None:
+            os.kill(mount.pid, signal.SIGKILL)
+            mount.pid = None
+        mount.due = time.monotonic()
+        _tell(supervisor, NotForked(Failure.of(error)))
+    else:
+        _tell(supervisor, Forked(mount.pid), (pidfd,))
+        os.close(pidfd)
+    finally:
+        os.close(control_fd)
 
 
 def _fork(start: Start, fuse_fd: int, control_fd: int, to_tell: int, others: set[int]) -> int:
@@ -146,18 +186,18 @@ def _fork(start: Start, fuse_fd: int, control_fd: int, to_tell: int, others: set
     preload(start.config.storage)  # 0.2 s, which the next worker of the kind does not wait for
     pid = os.fork()
     if pid == 0:
+        _become_worker(start, fuse_fd, control_fd, to_tell, others)
+    return pid
+
+
+def _become_worker(start: Start, fuse_fd: int, control_fd: int, to_tell: int, others: set[int]) -> None:
+    """Never returns: what the zygote has on its stack is not this process's business."""
+    status = 1
+    try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for fd in others:
             os.close(fd)
-        _become_worker(start, fuse_fd, control_fd, to_tell)
-    return pid
-
-
-def _become_worker(start: Start, fuse_fd: int, control_fd: int, to_tell: int) -> None:
-    """Never returns: what the zygote has on its stack is not this process's business."""
-    status = 1
-    try:
         from mount import worker
 
         status = worker.main(start, fuse_fd, socket.socket(fileno=control_fd), to_tell)

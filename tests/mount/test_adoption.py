@@ -167,6 +167,22 @@ def test_a_mount_outlives_its_supervisor_and_its_workers_together(mounted: Mount
     assert second.stop()["files"] == 1
 
 
+def test_a_mount_outlives_its_supervisor_and_its_worker_also_where_the_zygote_hears_of_the_worker_first(
+    mounted: Mount,
+) -> None:
+    first = mounted("keeper")
+    (first.path / "file").write_bytes(b"kept")
+    _, zygote, worker, *_ = first.processes()
+    os.kill(zygote, signal.SIGSTOP)
+    for pid in (first.process.pid, worker):
+        os.kill(pid, signal.SIGKILL)
+    first.process.wait(DEADLINE)
+    assert within(lambda: "zombie" in Path("/proc", str(worker), "status").read_text())
+    os.kill(zygote, signal.SIGCONT)
+    assert (first.path / "file").read_bytes() == b"kept"
+    assert mounted("keeper").stop()["files"] == 1
+
+
 def test_an_orphan_that_is_unmounted_leaves_no_process(mounted: Mount) -> None:
     session = mounted("keeper")
     (session.path / "file").write_bytes(b"kept")

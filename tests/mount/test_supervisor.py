@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 import trio
 
+from mount import spawner
 from mount.config import MountConfig
 from mount.keeper import next_delay
 from mount.mounted import Mounted
@@ -221,4 +225,43 @@ async def test_a_zygote_that_dies_is_replaced_and_the_sessions_go_on(tmp_path: P
         assert await in_thread((path / "file").read_bytes) == b"kept"
         mounted.worker.child.kill(signal.SIGKILL)
         await until(lambda: mounted.restarts >= 1 and mounted.phase == "serving")
+        assert await in_thread((path / "file").read_bytes) == b"kept"
+
+
+async def test_where_no_zygote_can_be_started_for_a_while_the_sessions_wait_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path, idle_after=0.3, hang_limit=0.2) as (supervisor, mounted, path):
+        await in_thread((path / "file").write_bytes, b"kept")
+        await until(lambda: mounted.phase == "idle")
+        zygote, failures = (
+            supervisor._spawner.process,
+            [BlockingIOError(errno.EAGAIN, "no process"), OSError("no room")],
+        )
+        assert zygote is not None
+        start_zygote = spawner._start_zygote
+
+        def scarce(sock: socket.socket) -> Any:
+            if failures:
+                raise failures.pop()
+            return start_zygote(sock)
+
+        monkeypatch.setattr(spawner, "_start_zygote", scarce)
+        zygote.kill()
+        await until(lambda: not failures)
+        assert await in_thread((path / "file").read_bytes) == b"kept"
+
+
+async def test_a_worker_that_the_zygote_cannot_make_is_asked_for_again(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (supervisor, mounted, path):
+        await in_thread((path / "file").write_bytes, b"kept")
+        zygote, worker = supervisor._spawner.process, mounted.worker
+        assert zygote is not None and worker is not None
+        open_now = len(os.listdir(f"/proc/{zygote.pid}/fd"))
+        before = resource.prlimit(zygote.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(zygote.pid, resource.RLIMIT_NOFILE, (open_now, before[1]))
+        worker.child.kill(signal.SIGKILL)
+        await until(lambda: mounted.restarts >= 2)
+        assert zygote.poll() is None
+        resource.prlimit(zygote.pid, resource.RLIMIT_NOFILE, before)
         assert await in_thread((path / "file").read_bytes) == b"kept"
