@@ -111,7 +111,7 @@ class Daemon:
             callbacks=wanted.callbacks,
             scope=wanted.scope,
             routes=checked(wanted.routes, session),
-            uid=self.registry.free_uid(),
+            uid=self.registry.free_uid({other.definition.uid for other in self.hosted.values()}),
             volume=volume,
         )
         hosted = self.hosted[session] = Hosted(definition, self.settings)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,13 +130,12 @@ class Registry:
         durable.remove(self._directory / f"{session}.json")
         del self._definitions[session]
 
-    def free_uid(self) -> int | None:
+    def free_uid(self, taken: Container[int | None]) -> int | None:
         """A user for a new session's worker, that no other has; None where workers run as the daemon. RuntimeError
-        when all are taken."""
+        when all are taken. `taken`: also by sessions whose definitions are not on disk yet, which is why it is told."""
         if self._uids is None:
             return None
         first, count = self._uids
-        taken = {definition.uid for definition in self._definitions.values()}
         for uid in range(first, first + count):
             if uid not in taken:
                 return uid

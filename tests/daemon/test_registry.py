@@ -48,15 +48,14 @@ def test_one_damaged_definition_is_set_aside_and_the_others_come_back(
     assert (tmp_path / "sessions/b.damaged").exists()
 
 
-def test_each_session_gets_a_user_of_its_own_until_there_is_none_left(tmp_path: Path) -> None:
+def test_a_user_that_no_session_has_is_given_until_there_is_none_left(tmp_path: Path) -> None:
     registry = Registry(tmp_path, (70_000, 2))
-    for name in ("a", "b"):
-        registry.put(definition(name, uid=registry.free_uid()))
-    assert [registry.get(name).uid for name in ("a", "b")] == [70_000, 70_001]
+    assert registry.free_uid({None}) == 70_000
+    assert registry.free_uid({70_000}) == 70_001
+    assert registry.free_uid({70_001}) == 70_000
     with pytest.raises(RuntimeError, match=r"workers\.uids"):
-        registry.free_uid()
-    registry.remove("a")
-    assert registry.free_uid() == 70_000
+        registry.free_uid({70_000, 70_001})
+    assert Registry(tmp_path).free_uid(set()) is None
 
 
 def test_credentials_are_in_files_of_their_own_that_nobody_else_reads(tmp_path: Path) -> None:
