@@ -31,7 +31,9 @@ from mount.spawner import Spawner, python_path
 
 log = logging.getLogger(__name__)
 
+_UPGRADING: Final = "an upgrade is under way; try again in a moment"
 ADOPTIONS: Final = 5  # tries to take a session over whose worker dies meanwhile
+SETTLE_LIMIT: Final = 30.0  # seconds that an upgrade waits for the mounts that are being made
 
 
 class Supervisor:
@@ -39,6 +41,8 @@ class Supervisor:
         self._nursery = nursery
         self._spawner = Spawner(nursery)
         self._mounts: dict[str, Mounted] = {}
+        self._beginning: dict[str, trio.CancelScope] = {}  # those of them that are not mounted yet
+        self._is_leaving = False
         self.receipts: dict[str, Receipt] = {}  # of the sessions that were unmounted
         self._keeper = succession.keeper_before()
         self.is_successor = self._keeper is not None
@@ -76,13 +80,21 @@ class Supervisor:
         """The session on its mountpoint, served: a real write and read have gone through. OSError says what to do."""
         if config.session in self._mounts:
             raise OSError(errno.EBUSY, "this session is mounted already", config.session)
+        if self._is_leaving:
+            raise OSError(errno.EBUSY, _UPGRADING, config.session)
         mounted = Mounted(config, self._spawner, self._nursery)
         self._mounts[config.session] = mounted
+        self._beginning[config.session] = scope = trio.CancelScope()
         try:
-            await self._begin(mounted)
+            with scope:
+                await self._begin(mounted)
+            if scope.cancelled_caught:
+                raise OSError(errno.EBUSY, _UPGRADING, config.session)
         except BaseException:
             del self._mounts[config.session]
             raise
+        finally:
+            del self._beginning[config.session]
         self._nursery.start_soon(self._keep, mounted)
         return mounted
 
@@ -142,9 +154,18 @@ class Supervisor:
         if not await succession.can_succeed(python_path()):
             return
         log.info("upgrading: %d sessions", len(self._mounts))
-        for mounted in self._mounts.values():
+        self._is_leaving = True
+        await self._settle()
+        for mounted in list(self._mounts.values()):
             await mounted.leave_alone()
         succession.replace_process(await self._spawner.close())
+
+    async def _settle(self) -> None:
+        """Until no mount is half made. One that takes too long is given up: the successor makes it."""
+        for scope in self._beginning.values():
+            scope.deadline = trio.current_time() + SETTLE_LIMIT
+        while self._beginning:  # noqa: ASYNC110 - an event for what is empty nearly always is more than it is worth
+            await trio.sleep(0.05)
 
     def status(self) -> list[dict[str, Any]]:
         return [mounted.status() for mounted in self._mounts.values()]

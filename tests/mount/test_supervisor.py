@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from mount import spawner
+from mount import spawner, succession
 from mount.config import MountConfig
 from mount.keeper import next_delay
 from mount.mounted import Mounted
@@ -74,6 +75,68 @@ async def test_a_session_is_not_mounted_twice(tmp_path: Path) -> None:
     async with serving(tmp_path) as (supervisor, mounted, _):
         with pytest.raises(OSError, match="mounted already"):
             await supervisor.mount(mounted.config)
+
+
+@pytest.fixture
+def upgrade(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """Set when this process would have become the new program."""
+
+    async def can_succeed(python_path: str) -> bool:
+        return True
+
+    replaced = trio.Event()
+    monkeypatch.setattr(succession, "can_succeed", can_succeed)
+    monkeypatch.setattr(succession, "replace_process", lambda keeper: replaced.set())
+    return replaced
+
+
+async def test_an_upgrade_waits_for_a_mount_that_is_being_made_and_no_other_is_begun(
+    tmp_path: Path, upgrade: trio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = trio.Event()
+
+    async def start(mounted: Mounted) -> None:
+        await opened.wait()
+        raise OSError("no such luck")
+
+    async def mount(session: str, message: str) -> None:
+        with pytest.raises(OSError, match=message):
+            await supervisor.mount(MountConfig(session=session, mountpoint=b"/none", state=os.fsencode(tmp_path)))
+
+    monkeypatch.setattr(Mounted, "start", start)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            supervisor = Supervisor(nursery)
+            nursery.start_soon(mount, "one", "no such luck")
+            await until(lambda: "one" in supervisor.mounts)
+            nursery.start_soon(supervisor.upgrade)
+            await trio.testing.wait_all_tasks_blocked()
+            await mount("two", "an upgrade is under way")
+            assert not upgrade.is_set()
+            opened.set()
+            await upgrade.wait()
+
+
+async def test_an_upgrade_gives_up_a_mount_that_takes_too_long(
+    tmp_path: Path, upgrade: trio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(mounted: Mounted) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Mounted, "start", start)
+    monkeypatch.setattr("mount.supervisor.SETTLE_LIMIT", 0.0)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            supervisor = Supervisor(nursery)
+
+            async def mount() -> None:
+                with pytest.raises(OSError, match="an upgrade is under way"):
+                    await supervisor.mount(MountConfig(session="one", mountpoint=b"/none", state=os.fsencode(tmp_path)))
+
+            nursery.start_soon(mount)
+            await until(lambda: "one" in supervisor.mounts)
+            await supervisor.upgrade()
+            assert upgrade.is_set()
 
 
 async def test_a_worker_that_hangs_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
