@@ -86,6 +86,9 @@ async def _carry_out(
         return set()
     session.commit_all([step.storing() for step in steps if step.change.kind != "delete"])
     failpoints.reach("batch.before-answer")
+    await session.writeback.transfer.secure([step.path for step in steps])
+    if any(step.source for step in steps):
+        await session.sync_journal()
     refs = await call([step.change for step in steps])
     failpoints.reach("batch.before-record")
     done = steps[: len(refs)]
@@ -145,11 +148,13 @@ def _is_needed(session: PersistedSession, path: bytes, held: Entry | None, want:
 
 
 def _is_elsewhere(session: PersistedSession, path: bytes, held: Entry, fresh: set[bytes]) -> bool:
-    """Whether a renamed file is at its new path, or gets there in this batch."""
+    """Whether a renamed file is at its new path, or gets there in this batch: unless what is written is what the old
+    path holds, for after power loss that is looked for there."""
     holder = session.namespace.inodes.get(held.ino)
     if holder is None or not holder.nlink:
         return True
-    return session.writeback.transfer.awaited(path, held, holder) in (None, *fresh)
+    awaited = session.writeback.transfer.awaited(path, held, holder)
+    return awaited is None or (awaited in fresh and held.generation != holder.generation)
 
 
 def _source(

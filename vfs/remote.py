@@ -115,8 +115,8 @@ class Remote:
         return None
 
     def newest(self, ino: int) -> tuple[bytes, Entry] | None:
-        """The path that holds the newest generation of the inode."""
-        held = [(path, self.entries[path]) for path in self._paths.get(ino, ())]
+        """The path that holds the newest generation of the inode; of several the one that had it last."""
+        held = [(path, self.entries[path]) for path in reversed(self._paths.get(ino, ()))]
         return max(held, key=lambda found: found[1].generation, default=None)
 
     def under(self, prefix: bytes) -> Iterator[bytes]:

@@ -1,12 +1,14 @@
 """One step that brings the persistence nearer to what the namespace says, for one path: a write, a move or a delete.
 
 What is to be done is decided from the state at the moment it begins, never from what was asked for earlier, so any
-order of steps ends at the same result. Three rules keep content safe on the way:
+order of steps ends at the same result. Four rules keep content safe on the way:
 
 - content that is nowhere but at a path of the persistence is moved or fetched before that path is overwritten or
   deleted;
 - what was renamed is deleted at its old path only when the persistence has acknowledged it at the new one;
-- a write, a move or a delete says which version it expects to find (`if_version`); what else is there is a conflict.
+- a write, a move or a delete says which version it expects to find (`if_version`); what else is there is a conflict;
+- what a renamed file has at its old path goes only when the disk knows what is left of it: after power loss we would
+  look for it there.
 
 A path in `busy` is being worked on, and nobody else touches it in the persistence. `WriteBack` calls `step`.
 """
@@ -17,7 +19,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from vfs import failpoints
@@ -28,7 +30,7 @@ from vfs.errors import Conflict
 from vfs.fileref import FileRef, guess_content_type
 from vfs.inode import Inode
 from vfs.persistence import Persistence
-from vfs.records import Removed, Stored, Storing
+from vfs.records import Dirty, Removed, Stored, Storing
 from vfs.remote import Entry
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class Transfer:
         held when the step began; False if that took something else first. Raises Blocked, Torn, OSError."""
         want, held = self.desired(path), self.namespace.remote.get(path)
         arriving = self.namespace.remote.arriving(path)
-        if arriving is not None and (want is None or want.ino != arriving.ino):
+        if arriving is not None and (want is None or want.ino != arriving.ino or not self._moves(path)):
             if arriving.source in self.busy:
                 raise Blocked(arriving.source)
             if await self.conflicts.follow(self._persistence(path), arriving.source):
@@ -106,6 +108,10 @@ class Transfer:
             await self.session.hydration.complete(want)
             return False
         return await self._write(path, want, held, copy)
+
+    def _moves(self, path: bytes) -> bool:
+        """Whether a move there can be tried again by itself, and not only in a batch."""
+        return "on_move" in self._persistence(path).can
 
     def _persistence(self, path: bytes) -> Persistence:
         persistence = self.session.place(path).persistence
@@ -149,6 +155,7 @@ class Transfer:
             checksum = bytes.fromhex(captured.checksum)
             self.session.commit(Storing(path, want.ino, captured.generation, captured.size, checksum))
             failpoints.reach("upload.before-answer")
+            await self.secure([path])
             try:
                 ref = await self._upload(persistence, path, captured, context)
             except Conflict as e:
@@ -183,12 +190,40 @@ class Transfer:
             self.session.traffic.bytes += size
         self.session.synced(path, size, ref)
 
+    async def secure(self, paths: Iterable[bytes]) -> None:
+        """What the paths hold is about to go. Where that is content of a file with another name, it is on disk when
+        this returns that the persistence has it there too; or else the content is, as a generation that is only here.
+        """
+        renamed = [holder for path in paths if (holder := self._renamed(path)) is not None]
+        alone = [holder for holder in renamed if not self._has_its_name(holder)]
+        for holder in alone:
+            if not holder.remote and self.namespace.remote.holding(holder.ino, holder.generation) is not None:
+                self.session.commit(Dirty(holder.ino, holder.generation + 1))
+        for holder in alone:
+            await self.session.content.sync(holder.ino)
+        if renamed:
+            await self.session.sync_journal()
+
+    def _renamed(self, path: bytes) -> Inode | None:
+        """The file whose content the path holds, if that has other names."""
+        held = self.namespace.remote.get(path)
+        holder = None if held is None else self.namespace.inodes.get(held.ino)
+        return None if holder is None or not holder.nlink or self.session.at(path) is holder else holder
+
+    def _has_its_name(self, inode: Inode) -> bool:
+        """Whether the persistence holds the newest that it has of the file at a name of the file."""
+        remote, newest = self.namespace.remote, self.namespace.remote.newest(inode.ino)
+        return newest is not None and any(
+            self.session.at(path) is inode and remote.entries[path].generation == newest[1].generation
+            for path in remote.paths(inode.ino)
+        )
+
     # ---- move
 
     def movable(self, path: bytes, want: Inode, held: Entry | None) -> bytes | None:
         """A path that holds this very content, wanted there no more, from where the persistence itself can move it."""
         persistence = self._persistence(path)
-        if "on_move" not in persistence.can:
+        if not self._moves(path):
             return None
         if held is not None and not want.remote and want.size <= SMALL:
             return None  # a write says which version it replaces, a move cannot
@@ -220,6 +255,8 @@ class Transfer:
             context: Context = {**self.context(path, want, entry), **target}
             self.session.commit(Storing(path, want.ino, entry.generation, entry.size, b"", source))
             failpoints.reach("move.before-answer")
+            await self.secure([path])
+            await self.session.sync_journal()
             try:
                 ref = await persistence.move(os.fsdecode(source), os.fsdecode(path), context)
             except FileNotFoundError:
@@ -257,7 +294,7 @@ class Transfer:
         for target in self.session.paths(holder):
             if target in self.busy or self.namespace.remote.get(target) is not None or self.desired(target) is None:
                 continue
-            if "on_move" in self._persistence(target).can and self._is_source(path, target, holder):
+            if self._moves(target) and self._is_source(path, target, holder):
                 self.busy.add(target)
                 try:
                     await self._move(path, target, holder)
@@ -286,6 +323,9 @@ class Transfer:
                 raise Blocked(on)
             if await self._rescue(held.ino, path):
                 return False
+        await self.secure([path])
+        if self.namespace.remote.get(path) is not held or self.desired(path) is not None:
+            return False
         persistence = self._persistence(path)
         try:
             await persistence.delete(os.fsdecode(path), self.context_of_delete(path, held))

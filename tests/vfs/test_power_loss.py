@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import trio
 
-from tests.vfs.shelf import BigShelf, Crash, content, put, routes
+from tests.vfs.shelf import BigShelf, Crash, Ledger, Shelf, content, put, routes
 from tests.vfs.strict_disk import StrictDisk
 from tests.vfs.test_hydrate import evicted, some
 from vfs.blockmap import BLOCK
 from vfs.options import Options
 from vfs.session import Session
+from vfs.tree import KERNEL
 
 
 @pytest.fixture
@@ -85,3 +86,32 @@ async def test_what_was_fetched_for_a_file_that_was_written_here_is_on_disk_befo
         assert await content(session, "part") == wanted
         await session.sync()
     assert shelf.contents["/part"] == wanted
+
+
+@pytest.mark.parametrize("how", ["rename", "save over", "to local"])
+@pytest.mark.parametrize("kind", [Shelf, BigShelf, Ledger])
+async def test_a_file_that_was_renamed_and_synced_is_there_wherever_its_content_has_got_to(
+    disk: StrictDisk, kind: type[Shelf], how: str
+) -> None:
+    shelf = kind()
+    target = "b.local" if how == "to local" else "b"
+    with pytest.raises(Crash):
+        async with opened(disk, shelf, local_only=["*.local"]) as session:
+            if how == "save over":
+                await put(session, "b", b"the one before")
+            ino = await put(session, "a", b"precious")
+            await session.sync()
+            session.rename(1, b"a", 1, target.encode(), 0, KERNEL)
+            await session.fsync(1)
+            with trio.fail_after(20):
+                while "/a" in shelf.contents:
+                    await session.writeback.progressed.wait()
+            assert session.namespace.inode(ino).nlink
+            raise Crash
+    disk.lose_power()
+    async with opened(disk, shelf, local_only=["*.local"]) as session:
+        assert await content(session, target) == b"precious"
+        assert (await session.sync()).pending == 0
+        assert await content(session, target) == b"precious"
+    assert shelf.contents.get("/b") == (None if how == "to local" else b"precious")
+    assert "/a" not in shelf.contents
