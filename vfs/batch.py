@@ -172,8 +172,10 @@ def _source(
 
 
 async def _write(session: PersistedSession, path: bytes, want: Inode) -> _Step:
-    """Raises Torn."""
+    """Raises Torn, also for what has to be looked at first."""
     captured = await capture_small(session, want)
+    if session.writeback.transfer.conflicts.lost(path, want, captured):
+        raise Torn(want.ino)
     held = session.namespace.remote.get(path)
     context = session.writeback.transfer.context_of_write(path, want, held, captured)
     change = Change("write", os.fsdecode(path), context, file=captured.file())

@@ -19,6 +19,7 @@ import msgspec
 
 from vfs.adoption import adopt
 from vfs.callbacks import Context
+from vfs.capture import Capture
 from vfs.errors import Conflict, error
 from vfs.fileref import FileRef
 from vfs.inode import Inode
@@ -97,7 +98,26 @@ class Conflicts:
             checksum, _ = await self._checksum(persistence, os.fsdecode(path), context)
         return next((a for a in reversed(attempts) if a.checksum == checksum), None)
 
+    def lost(self, path: bytes, inode: Inode, captured: Capture) -> list[Attempt]:
+        """The attempts to write this very generation with other content: power loss has taken that from here."""
+        checksum, generation = bytes.fromhex(captured.checksum), captured.generation
+        attempts = [a for a in self.namespace.remote.attempts.get(path, ()) if a.checksum not in (b"", checksum)]
+        return [a for a in attempts if (a.ino, a.generation) == (inode.ino, generation)]
+
     # ---- what is done about it
+
+    async def restored(self, persistence: Persistence, path: bytes, inode: Inode, captured: Capture) -> bool:
+        """Whether the persistence has what power loss has taken from here: then that is the file's content again."""
+        lost = self.lost(path, inode, captured)
+        ref = await self.current(persistence, path) if lost and persistence.reads else None
+        own = None if ref is None else await self._own(persistence, path, ref)
+        if ref is None or own not in lost or inode.generation != captured.generation:
+            return False
+        log.warning(
+            "%s: power loss has taken content of %s, which is stored: it is read again", self.session.id, ref.path
+        )
+        self.renew(path, inode, ref)
+        return True
 
     async def on_write(self, persistence: Persistence, path: bytes, inode: Inode, e: Conflict) -> None:
         """A write, or a move onto the path, was refused. Afterwards what is to be done is decided anew."""

@@ -151,6 +151,8 @@ class Transfer:
     async def _write(self, path: bytes, want: Inode, held: Entry | None, copy: bool) -> bool:
         persistence = self._persistence(path)
         async with capture(self.session, want, copy=copy) as captured:
+            if await self.conflicts.restored(persistence, path, want, captured):
+                return False
             context = self.context_of_write(path, want, held, captured)
             checksum = bytes.fromhex(captured.checksum)
             self.session.commit(Storing(path, want.ino, captured.generation, captured.size, checksum))

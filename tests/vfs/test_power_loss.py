@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.vfs.shelf import BigShelf, Crash, Ledger, Shelf, content, put, routes
+from tests.vfs.shelf import BigShelf, Crash, Crate, Ledger, Shelf, content, put, routes
 from tests.vfs.strict_disk import StrictDisk
 from tests.vfs.test_hydrate import evicted, some
 from vfs.blockmap import BLOCK
@@ -115,3 +115,28 @@ async def test_a_file_that_was_renamed_and_synced_is_there_wherever_its_content_
         assert await content(session, target) == b"precious"
     assert shelf.contents.get("/b") == (None if how == "to local" else b"precious")
     assert "/a" not in shelf.contents
+
+
+@pytest.mark.parametrize("kind", [Shelf, Crate, Ledger])
+async def test_content_that_only_the_persistence_has_got_is_the_files_again(
+    disk: StrictDisk, kind: type[Shelf]
+) -> None:
+    shelf, data = kind(), some(1000)
+    with pytest.raises(Crash):
+        async with opened(disk, shelf) as session:
+            # Another program's fsync, as the upload is under way.
+            shelf.fault = lambda operation, path: session.journal.sync()
+            await put(session, "f", data)
+            await put(session, "g", data)
+            with trio.fail_after(20):
+                while len(shelf.contents) < 2 or session.writeback.transfer.busy:
+                    await session.writeback.progressed.wait()
+            raise Crash
+    disk.lose_power()
+    shelf.fault = lambda operation, path: None
+    async with opened(disk, shelf) as session:
+        await session.sync()
+        assert await content(session, "f") == data
+        await session.files.append("f", b"more")
+        assert (await session.sync()).pending == 0
+    assert shelf.contents == {"/f": data + b"more", "/g": data}
