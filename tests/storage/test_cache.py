@@ -22,6 +22,7 @@ from vfs.callbacks import Context
 from vfs.errors import Conflict
 from vfs.fileref import FileRef
 from vfs.storage.bucket import Blob
+from vfs.storage.failures import CleanupIncomplete
 from vfs.storage.s3 import S3Storage
 
 pytestmark = pytest.mark.s3
@@ -308,6 +309,20 @@ async def test_cleanup_removes_the_cache_and_delete_the_copy(cached: S3Storage) 
     await cached.write("g", b"x")
     await cached.cleanup()
     assert not directory.exists()
+
+
+async def test_a_cleanup_that_was_incomplete_can_be_repeated(
+    proxy: FaultProxy, moto: Server, open_s3: Open, tmp_path: Path
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket(), cache_path=tmp_path)
+    await s3.write("f", b"x")
+    refused = proxy.add(Fault("status", "POST|DELETE", status=403, code="AccessDenied"))
+    with pytest.raises(CleanupIncomplete):
+        await s3.cleanup()
+    refused.times = 0
+    await s3.cleanup()
+    assert moto.client().list_objects_v2(Bucket=s3.bucket.name)["KeyCount"] == 0
+    assert os.listdir(tmp_path) == [] and await s3.sync_to_remote() == []
 
 
 async def test_no_path_leaves_the_cache(cached: S3Storage, tmp_path: Path) -> None:

@@ -79,12 +79,18 @@ class Beneath:
 
     def files(self) -> Iterator[tuple[str, os.stat_result]]:
         """All regular files and their status. Symlinks are neither files nor followed."""
-        for folder, _, names, directory in os.fwalk(self.root):
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):  # deleted since the directory was read
-                    status = Place(directory, name).status()
-                    if stat.S_ISREG(status.st_mode):
-                        yield os.path.relpath(os.path.join(folder, name), self.root), status
+        if not self.root.exists():
+            return
+        root = os.open(self.root, _DIRECTORY)
+        try:
+            for folder, _, names, directory in os.fwalk(".", dir_fd=root):
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):  # deleted since the directory was read
+                        status = Place(directory, name).status()
+                        if stat.S_ISREG(status.st_mode):
+                            yield os.path.join(folder, name).removeprefix("./"), status
+        finally:
+            os.close(root)
 
 
 def _step(directory: int, name: str, path: str, make: bool) -> int:

@@ -86,7 +86,7 @@ class Cache:
             async with lock:
                 pass
         self._copies.clear()
-        await trio.to_thread.run_sync(lambda: shutil.rmtree(self.directory, ignore_errors=False))
+        await trio.to_thread.run_sync(self._remove_directory)
         await trio.to_thread.run_sync(self._known.remove)
 
     def is_pending(self, path: str) -> bool:
@@ -251,6 +251,10 @@ class Cache:
         with _absent_is_fine(), self._open(path) as file:
             return file.read() if copy.is_of(os.fstat(file.fileno())) else None
         return None
+
+    def _remove_directory(self) -> None:
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
 
     def _scan(self) -> list[str]:
         return [path for path, _ in self._files.files() if not Path(path).name.startswith(ASIDE)]
