@@ -45,6 +45,13 @@ def test_the_environment_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clients.store.config["endpoint"] == "https://b.s3.eu-central-1.amazonaws.com"
 
 
+def test_credentials_in_the_environments_endpoint_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://key:hush@127.0.0.1:9000")
+    with pytest.raises(OSError, match="do not belong in an endpoint's URL") as caught:
+        connect(WITH_KEYS)
+    assert "hush" not in str(caught.value)
+
+
 def test_a_profile_says_region_endpoint_and_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config").write_text(
         "[profile work]\nregion = nl-ams\nservices = ours\n"

@@ -92,6 +92,10 @@ def test_a_backend_of_ones_own_is_found_by_module_and_class() -> None:
         ("file:///d?colour=red", "colour"),
         ("s3://b?secret_access_key=hush", "do not belong in a URL"),
         ("s3://key:hush@b", "do not belong in a URL"),
+        ("s3://b?aws_secret_access_key=hush", "unknown option aws_secret_access_key"),
+        ("s3://b?hush", "name=value"),
+        ("s3://b?endpoint=http://key:hush@host", "do not belong in an endpoint's URL; use the environment"),
+        ("s3://b?endpoint=key:hush@host", "do not belong in an endpoint's URL; use the environment"),
     ],
 )
 def test_what_is_wrong_is_said_without_secrets(url: str, why: str) -> None:

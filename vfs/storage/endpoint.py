@@ -61,8 +61,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.bucket or "/" in self.bucket:
             raise ValueError(f"bucket {self.bucket!r}: a bucket's name is needed")
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"endpoint {self.url!r}: http:// or https:// is needed")
+        if self.url is not None:
+            _refuse_credentials(self.url)
+            if not self.url.startswith(("http://", "https://")):
+                raise ValueError(f"endpoint {self.url!r}: http:// or https:// is needed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,17 @@ def connect(endpoint: Endpoint) -> Clients:
     except BotoCoreError as e:
         raise explain(e, endpoint.bucket) from e
     url = client.meta.endpoint_url
+    try:
+        _refuse_credentials(url)
+    except ValueError as e:
+        raise error(errno.EINVAL, endpoint.bucket, str(e)) from None
     return Clients(client, _store(endpoint, url, region, credentials), url, tuple(frozen))
+
+
+def _refuse_credentials(url: str) -> None:
+    """They would be ignored, and told in storage URLs and in the log."""
+    if "@" in url:
+        raise ValueError("credentials do not belong in an endpoint's URL; use the environment or a profile")
 
 
 def _boto_client(endpoint: Endpoint, session: Any, region: str) -> S3Client:

@@ -8,7 +8,7 @@
     module:Class                            a backend of yours; ?name=value become keyword arguments
 
 Query parameters are the constructor's options. Credentials are not among them: a command line is visible to everyone
-on the host."""
+on the host. No error repeats a query: someone may have put some there all the same."""
 
 from __future__ import annotations
 
@@ -31,8 +31,11 @@ def open_storage(url: str) -> Storage | None:
     """The storage that `url` names, not yet bound to a session; None for `local`. ValueError says what is wrong."""
     if url in ("", "local"):
         return None
-    parts = urlsplit(url)
-    options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
+    parts, shown = urlsplit(url), url.partition("?")[0]
+    try:
+        options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
+    except ValueError:
+        raise ValueError(f"--storage {shown}: name=value&name=value is needed behind the question mark") from None
     if secret := _SECRET & options.keys():
         raise ValueError(f"--storage {parts.scheme}: {', '.join(sorted(secret))}: {_NOT_IN_A_URL}")
     if parts.username or parts.password:
@@ -40,7 +43,7 @@ def open_storage(url: str) -> Storage | None:
     try:
         return _open(url, parts.scheme, parts.netloc, unquote(parts.path), options)
     except (TypeError, ValueError) as e:
-        raise ValueError(f"--storage {url}: {e}") from e
+        raise ValueError(f"--storage {shown}: {e}") from e
 
 
 def preload(url: str) -> None:
