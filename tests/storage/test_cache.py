@@ -364,6 +364,19 @@ async def test_a_directory_of_copies_that_became_a_symlink_loses_nothing_beyond_
     assert (outside / "passwd").read_bytes() == b"the host's"
 
 
+async def test_what_a_container_put_in_a_copys_place_is_in_nobodys_way(cached: S3Storage) -> None:
+    directory = await cached.local_path()
+    for name in ("link", "directory"):
+        await cached.write(name, b"a" * 300)
+        (directory / name).unlink()
+    (directory / "link").symlink_to("elsewhere")
+    (directory / "directory").mkdir()
+    await cached.write("other", b"b" * 900)  # evicts both
+    assert sorted(os.listdir(directory)) == ["directory", "link", "other"]
+    await cached.delete("directory")
+    assert not await cached.exists("directory")
+
+
 async def test_a_file_that_became_a_symlink_is_neither_uploaded_nor_read(
     cached: S3Storage, moto: Server, outside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

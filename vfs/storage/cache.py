@@ -208,11 +208,12 @@ class Cache:
     def _evict(self, path: str, copy: Copy) -> None:
         """Delete the copy's file. If it is not the copy any more it is someone's work, and stays."""
         status = self._status(path)
-        if status is None or copy.is_of(status):
-            _unlink(self._files, path)
-            self._known.drop(path)
-        else:
+        if status is not None and not copy.is_of(status):
             self._mark(path, copy.version)
+            return
+        if status is not None:
+            _unlink(self._files, path)
+        self._known.drop(path)
 
     def _status(self, path: str) -> os.stat_result | None:
         """The file's, if there is one. What lies behind a symlink is none."""
@@ -267,9 +268,9 @@ def _unlink(files: Beneath, path: str) -> None:
 
 @contextlib.contextmanager
 def _absent_is_fine() -> Iterator[None]:
-    """There is no file of ours: nothing, or someone made a directory a file or a symlink."""
+    """There is no file of ours: nothing, or what someone else put in its place or in that of a directory above."""
     try:
         yield
     except OSError as e:
-        if e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.ELOOP):
+        if e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EXDEV, errno.ELOOP):
             raise
