@@ -72,6 +72,22 @@ async def test_a_symlink_leads_nowhere(local: LocalStorage, tmp_path: Path) -> N
     assert sorted(os.listdir(tmp_path / "outside")) == ["secret"]
 
 
+async def test_a_directory_that_becomes_a_symlink_during_a_write_leads_nowhere(
+    local: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside").mkdir()
+    await local.write("d/f", b"x")
+
+    def swap(*arguments: object) -> None:
+        (local.directory / "d").rename(local.directory / "away")
+        (local.directory / "d").symlink_to(tmp_path / "outside")
+
+    monkeypatch.setattr(local, "_check", swap)
+    with pytest.raises(OSError, match="symlink"):
+        await local.write("d/f", b"y")
+    assert os.listdir(tmp_path / "outside") == []
+
+
 async def test_exists_raises_where_it_cannot_tell(local: LocalStorage) -> None:
     os.symlink("loop", local.directory / "loop")
     with pytest.raises(OSError):
@@ -141,8 +157,8 @@ async def test_a_storage_without_a_session_says_what_to_do() -> None:
 async def test_a_file_that_another_process_made_meanwhile_is_not_replaced(
     local: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def check(file: Path, context: object, path: str) -> None:
-        file.write_bytes(b"theirs")
+    def check(path: str, context: object) -> None:
+        (local.directory / path).write_bytes(b"theirs")
 
     monkeypatch.setattr(local, "_check", check)
     with pytest.raises(Conflict):

@@ -40,13 +40,17 @@ class Place(NamedTuple):
         os.close(descriptor)
         raise error(errno.ENOENT, self.name, "not a regular file")
 
-    def create(self, content: bytes) -> None:
-        with open(os.open(self.name, _NEW, 0o666, dir_fd=self.directory), "wb") as file:
-            file.write(content)
+    def create(self) -> BinaryIO:
+        """A new file here, to be written."""
+        return open(os.open(self.name, _NEW, 0o666, dir_fd=self.directory), "wb")
 
     def take(self, other: Place) -> None:
         """Replace what is here by what is at `other`, in one step."""
         os.rename(other.name, self.name, src_dir_fd=other.directory, dst_dir_fd=self.directory)
+
+    def link(self, other: Place) -> None:
+        """Give what is at `other` this name too. FileExistsError where something is here."""
+        os.link(other.name, self.name, src_dir_fd=other.directory, dst_dir_fd=self.directory, follow_symlinks=False)
 
     def unlink(self) -> None:
         """Delete what is here, if anything is."""

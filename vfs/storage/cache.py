@@ -238,7 +238,7 @@ class Cache:
         with self._files.at(path, make=True) as place:
             aside = Place(place.directory, f"{ASIDE}{secrets.token_hex(8)}")
             try:
-                await trio.to_thread.run_sync(aside.create, content)
+                await trio.to_thread.run_sync(_fill, aside, content)
                 if not is_wanted():
                     return None
                 status = aside.status()
@@ -259,6 +259,11 @@ class Cache:
 
     def _scan(self) -> list[str]:
         return [path for path, _ in self._files.files() if not Path(path).name.startswith(ASIDE)]
+
+
+def _fill(place: Place, content: bytes) -> None:
+    with place.create() as file:
+        file.write(content)
 
 
 def _unlink(files: Beneath, path: str) -> None:

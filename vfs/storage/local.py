@@ -16,6 +16,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
@@ -23,17 +24,18 @@ from typing import Any, BinaryIO, Self, TypeVar
 import trio
 
 from vfs.callbacks import Context
-from vfs.durable import sync_directory
 from vfs.errors import Conflict, error
 from vfs.fileref import FileRef, compute_checksum, guess_content_type, validate_session_id
 from vfs.storage.base import Backend, FileRefs, relative
-from vfs.storage.keys import RESERVED, misfit
+from vfs.storage.beneath import Beneath, Place
+from vfs.storage.keys import RESERVED
 
 __all__ = ["LocalStorage"]
 
 T = TypeVar("T")
 
 COPIED_AT_ONCE = 1 << 20
+_IMAGE = f"{RESERVED}/image"
 
 
 class LocalStorage(Backend):
@@ -134,7 +136,7 @@ class LocalStorage(Backend):
     async def on_load_image(self, scope: object, context: Context) -> tuple[bytes, str] | None:
         def load() -> tuple[bytes, str] | None:
             try:
-                with open(self._image, "rb") as file:
+                with self._files.at(_IMAGE) as place, place.open() as file:
                     return file.read(), _version(os.fstat(file.fileno()))
             except FileNotFoundError:
                 return None
@@ -142,59 +144,44 @@ class LocalStorage(Backend):
         return await _in_thread(load)
 
     async def on_save_image(self, scope: object, image: bytes, context: Context) -> str:
-        return await _in_thread(lambda: self._replace(self._image, io.BytesIO(image), context, "image"))
-
-    @property
-    def _image(self) -> Path:
-        return self.directory / RESERVED / "image"
+        return _version(await _in_thread(lambda: self._replace(_IMAGE, io.BytesIO(image), context)))
 
     # In threads
 
-    def _file(self, path: str) -> Path:
-        """Where the file is; refused where a symlink that someone made would lead out of the session."""
-        if (why := misfit(path)) is not None:
-            raise error(errno.EINVAL, path, f"the path {why}")
-        if path.split("/", 1)[0] == RESERVED:
-            raise error(errno.EPERM, path, f"{RESERVED} is reserved in a local storage")
-        file = self.directory / path
-        # Unlike Path.resolve, realpath leaves a loop of links for the system call to refuse.
-        parent, root = (os.path.realpath(folder) for folder in (file.parent, self.directory))
-        if not Path(parent).is_relative_to(root):
-            raise error(errno.EXDEV, path, "a symlink leads out of the session")
-        return file
+    @property
+    def _files(self) -> Beneath:
+        return Beneath(self.directory)
+
+    def _at(self, path: str) -> AbstractContextManager[Place]:
+        """Where the file is; refused where a symlink that someone made might lead out of the session."""
+        _refuse_reserved(path)
+        return self._files.at(path)
 
     def _status(self, path: str) -> os.stat_result:
-        status = self._file(path).lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise error(errno.ENOENT, path, "not a regular file")
-        return status
+        with self._at(path) as place:
+            return _regular(place, path)
 
     def _read(self, path: str, offset: int, size: int, version: str | None) -> bytes:
-        self._status(path)
-        descriptor = os.open(self._file(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(descriptor, "rb", buffering=0) as file:
-            found = _version(os.fstat(descriptor))
+        with self._at(path) as place:
+            _regular(place, path)
+            file = place.open()
+        with file:
+            found = _version(os.fstat(file.fileno()))
             if version is not None and found != version:
                 raise Conflict(path, found)
             file.seek(offset)
-            if size < 0:
-                return file.read()
-            pieces: list[bytes] = []
-            while size > 0 and (piece := file.read(size)):
-                pieces.append(piece)
-                size -= len(piece)
-            return b"".join(pieces)
+            return file.read(size)
 
     def _write(self, path: str, content: BinaryIO, context: Context) -> FileRef:
-        file = self._file(path)
-        self._replace(file, content, context, path)
-        return self._ref(path, file.lstat(), context.get("checksum"))
+        _refuse_reserved(path)
+        return self._ref(path, self._replace(path, content, context), context.get("checksum"))
 
-    def _replace(self, file: Path, content: BinaryIO, context: Context, path: str) -> str:
-        """Put `content` in place of `file`, whole or not at all; its version."""
-        aside = self.directory / RESERVED / f"aside-{secrets.token_hex(8)}"
-        try:
-            with open(aside, "xb") as copy:
+    def _replace(self, path: str, content: BinaryIO, context: Context) -> os.stat_result:
+        """Put `content` in place of the file, whole or not at all; its status."""
+        with ExitStack() as held:
+            aside = held.enter_context(self._files.at(f"{RESERVED}/aside-{secrets.token_hex(8)}"))
+            held.callback(aside.unlink)
+            with aside.create() as copy:
                 shutil.copyfileobj(content, copy, COPIED_AT_ONCE)
                 copy.flush()
                 if (mode := context.get("mode")) is not None:
@@ -203,86 +190,76 @@ class LocalStorage(Backend):
                     os.utime(copy.fileno(), ns=(mtime, mtime))
                 os.fsync(copy.fileno())
             with self._changing:
-                self._check(file, context, path)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                self._rename(aside, file, context, path)
-            sync_directory(file.parent)
-            return _version(file.lstat())
-        finally:
-            aside.unlink(missing_ok=True)
+                self._check(path, context)
+                place = held.enter_context(self._files.at(path, make=True))
+                self._rename(aside, place, context, path)
+            os.fsync(place.directory)
+            return place.status()
 
-    def _check(self, file: Path, context: Context, path: str) -> None:
+    def _check(self, path: str, context: Context) -> None:
         if "if_version" not in context:
             return
         try:
-            found = _version(file.lstat())
+            with self._files.at(path) as place:
+                found = _version(place.status())
         except (FileNotFoundError, NotADirectoryError):
             found = None
         if found != context["if_version"]:
             raise Conflict(path, found)
 
     @staticmethod
-    def _rename(aside: Path, file: Path, context: Context, path: str) -> None:
+    def _rename(aside: Place, place: Place, context: Context, path: str) -> None:
         if "if_version" in context and context["if_version"] is None:
             try:
-                os.link(aside, file)  # unlike a rename, it never replaces what another process just made
+                place.link(aside)  # unlike a rename, it never replaces what another process just made
             except FileExistsError as e:
                 raise Conflict(path) from e
         else:
-            aside.rename(file)
+            place.take(aside)
 
     def _delete(self, path: str, context: Context) -> None:
-        file = self._file(path)
         with self._changing:
             try:
-                found = _version(file.lstat())
+                with self._at(path) as place:
+                    found = _version(place.status())
+                    wanted = context.get("if_version")
+                    if wanted is not None and found != wanted:
+                        raise Conflict(path, found)
+                    place.unlink()
             except (FileNotFoundError, NotADirectoryError):
                 return
-            wanted = context.get("if_version")
-            if wanted is not None and found != wanted:
-                raise Conflict(path, found)
-            file.unlink()
-            self._prune(file.parent)
+            self._prune(path)
 
     def _move(self, old: str, new: str, context: Context) -> FileRef:
-        source, target = self._file(old), self._file(new)
-        with self._changing:
-            found = _version(self._status(old))
+        _refuse_reserved(new)
+        with self._changing, self._at(old) as source:
+            found = _version(_regular(source, old))
             wanted = context.get("if_version")
             if wanted is not None and found != wanted:
                 raise Conflict(old, found)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source.rename(target)
-            sync_directory(target.parent)
-            self._prune(source.parent)
-        return self._ref(new, target.lstat())
+            with self._files.at(new, make=True) as target:
+                target.take(source)
+                os.fsync(target.directory)
+                status = target.status()
+            self._prune(old)
+        return self._ref(new, status)
 
-    def _prune(self, folder: Path) -> None:
+    def _prune(self, path: str) -> None:
         """Remove directories that a deletion left empty, as an object store would not have them either."""
-        while folder != self.directory:
+        while folder := path.rpartition("/")[0]:
             try:
-                folder.rmdir()
+                with self._files.at(folder) as place:
+                    os.rmdir(place.name, dir_fd=place.directory)
             except OSError as e:
-                if e.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                if e.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EXDEV):
                     return
                 raise
-            folder = folder.parent
+            path = folder
 
     def _list(self) -> FileRefs:
         """Regular files only; symlinks are neither listed nor followed."""
-        found: FileRefs = []
-        for folder, below, names in os.walk(self.directory):
-            if folder == str(self.directory) and RESERVED in below:
-                below.remove(RESERVED)
-            for name in names:
-                file = os.path.join(folder, name)
-                try:
-                    status = os.lstat(file)
-                except FileNotFoundError:
-                    continue  # deleted since the directory was read
-                if stat.S_ISREG(status.st_mode):
-                    found.append(self._ref(os.path.relpath(file, self.directory), status))
-        return found
+        ours = f"{RESERVED}/"
+        return [self._ref(path, status) for path, status in self._files.files() if not path.startswith(ours)]
 
     def _ref(self, path: str, status: os.stat_result, checksum: str | None = None) -> FileRef:
         return FileRef(
@@ -296,6 +273,18 @@ class LocalStorage(Backend):
             mtime_ns=status.st_mtime_ns,
             mode=stat.S_IMODE(status.st_mode),
         )
+
+
+def _refuse_reserved(path: str) -> None:
+    if path.split("/", 1)[0] == RESERVED:
+        raise error(errno.EPERM, path, f"{RESERVED} is reserved in a local storage")
+
+
+def _regular(place: Place, path: str) -> os.stat_result:
+    status = place.status()
+    if not stat.S_ISREG(status.st_mode):
+        raise error(errno.ENOENT, path, "not a regular file")
+    return status
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
