@@ -271,13 +271,21 @@ class Conflicts:
         return False
 
     def vanished(self, path: bytes) -> None:
-        """Someone else deleted what was at the path. What of it was not here is gone, and so is a clean file."""
-        held = self.namespace.remote.get(path)
-        inode = None if held is None else self.namespace.inodes.get(held.ino)
+        """Someone else deleted what was at the path. What of it is neither here nor at another path is gone."""
+        remote = self.namespace.remote
+        held = remote.get(path)
         if held is None:
             return
-        if inode is not None and inode.remote and inode.generation == held.generation:
-            for dentry in list(inode.dentries):
-                unlink = Unlink(dentry.parent.ino, dentry.name, time.time_ns())
-                self.session.drop_name(unlink)
+        inode = self.namespace.inodes.get(held.ino)
+        others = [remote.entries[other] for other in remote.paths(held.ino) if other != path]
+        if inode is not None and inode.remote and all(other.generation < held.generation for other in others):
+            self.lost(inode, is_clean=inode.generation == held.generation)
         self.session.commit(Removed(path))
+
+    def lost(self, inode: Inode, *, is_clean: bool) -> None:
+        """What of the file is not here is nowhere any more. A clean one goes; what was written here stays."""
+        if not is_clean:
+            self.session.hydration.give_up(inode)
+            return
+        for dentry in list(inode.dentries):
+            self.session.drop_name(Unlink(dentry.parent.ino, dentry.name, time.time_ns()))

@@ -313,14 +313,8 @@ class Fetches:
         if inode.generation == entry.generation:
             conflicts.renew(path, inode, ref)
             return
-        # Written in part over a version that is gone before the rest of it was fetched. What was written here is
-        # kept: write-back finds the conflict, and saves it beside the other version, with holes for the rest.
-        log.error(
-            "%s: %r was written in part and changed by someone else before the rest was read", self.session.id, path
-        )
-        known = self.hydration.map(inode)
-        known.truncate(0)
-        self.hydration.check_complete(inode, known)
+        # What was written here is kept: write-back finds the conflict, and saves it beside the other version.
+        self.hydration.give_up(inode)
 
 
 def _extent(fetches: Sequence[_Fetch], limit: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from vfs.persisted import PersistedSession
 
 __all__ = ["Hydration"]
+
+log = logging.getLogger(__name__)
 
 PARALLEL = 8  # requests under way for a file that is fetched as a whole
 FAR = 1024  # blocks: 256 MiB, ahead of who reads what comes in streams
@@ -222,6 +225,15 @@ class Hydration:
         """Whether the persistence has what the file is now."""
         newest = self.namespace.remote.newest(inode.ino)
         return newest is not None and newest[1].generation == inode.generation
+
+    def give_up(self, inode: Inode) -> None:
+        """Written in part over a version that is gone before the rest of it was fetched: that becomes holes."""
+        known = self.map(inode)
+        if known.missing:
+            names = list(self.session.paths(inode))
+            log.error("%s: %s was written in part, and the rest of it is gone", self.session.id, names)
+        known.truncate(0)
+        self.check_complete(inode, known)
 
     def forget(self, inode: Inode) -> None:
         """Nothing is known to be here of a file whose content is elsewhere too."""

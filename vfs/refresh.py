@@ -237,5 +237,5 @@ class Refresh:
             parent = self.session.at(parent_path)
             assert parent is not None
             self.session.drop_name(Unlink(parent.ino, name, time.time_ns()))
-        self.session.commit(Removed(path))
+        self.session.writeback.transfer.conflicts.vanished(path)  # and where else it was to be had from there
         return inode is not None

@@ -105,7 +105,7 @@ class Transfer:
         if source is not None:
             return await self._move(source, path, want)
         if want.remote:
-            await self.session.hydration.complete(want)
+            await self._fetch(want)
             return False
         return await self._write(path, want, held, copy)
 
@@ -304,11 +304,24 @@ class Transfer:
                     self.busy.discard(target)
                     self._release(target)
                 return True
-        try:
-            await self.session.hydration.complete(holder)
-        except FileNotFoundError:
-            self.conflicts.vanished(path)
+        await self._fetch(holder)
         return True
+
+    async def _fetch(self, inode: Inode) -> None:
+        """All of the file is here afterwards; what the persistence has no more is gone here too."""
+        remote = self.namespace.remote
+        if (newest := remote.newest(inode.ino)) is None:
+            known = self.session.hydration.map(inode)
+            self.conflicts.lost(inode, is_clean=known.missing == known.blocks)
+            return
+        try:
+            await self.session.hydration.complete(inode)
+        except FileNotFoundError:
+            source, persistence = newest[0], self.session.place(newest[0]).route.persistence
+            if persistence is None or await self.conflicts.current(persistence, source) is not None:
+                raise
+            if not await self.conflicts.follow(persistence, source) and remote.newest(inode.ino) == newest:
+                self.conflicts.vanished(source)
 
     def _is_source(self, path: bytes, target: bytes, holder: Inode) -> bool:
         return (

@@ -12,10 +12,12 @@ import trio
 from trio.testing import MockClock
 
 from tests.vfs.shelf import BigShelf, Crash, Ledger, Shelf, content, put, routes
+from vfs.blockmap import BLOCK
 from vfs.capture import SMALL
 from vfs.conflict import conflict_name
 from vfs.fileref import FileRef
 from vfs.options import Options
+from vfs.records import Removed
 from vfs.session import Session
 from vfs.tree import KERNEL
 
@@ -312,6 +314,62 @@ async def test_what_others_deleted_is_not_taken_for_moved_over_what_is_at_its_ne
         session.rename(1, b"c", 1, b"b", 0, KERNEL)
         assert (await session.sync()).pending == 0
         assert names(session) == [] and shelf.contents == {}
+
+
+@pytest.mark.parametrize("kind", [Shelf, BigShelf, Ledger])
+async def test_what_others_deleted_before_it_was_fetched_goes_under_its_new_name(
+    tmp_path: Path, autojump_clock: MockClock, kind: type[Shelf]
+) -> None:
+    shelf = kind()
+    shelf.put("/a", b"theirs")
+    async with opened(tmp_path, shelf) as session:
+        del shelf.files["/a"]
+        session.rename(1, b"a", 1, b"b", 0, KERNEL)
+        with trio.fail_after(60):
+            assert (await session.sync()).pending == 0
+        assert names(session) == [] and shelf.contents == {}
+
+
+@pytest.mark.parametrize("kind", [Shelf, BigShelf, Ledger])
+async def test_what_others_deleted_under_one_name_stays_under_the_other(
+    tmp_path: Path, autojump_clock: MockClock, kind: type[Shelf]
+) -> None:
+    shelf = kind()
+    async with opened(tmp_path, shelf) as session:
+        ino = await put(session, "a", b"precious")
+        session.link(ino, 1, b"b", KERNEL)
+        await session.sync()
+        session.cache.trim(0)
+        del shelf.files["/a"]
+        session.rename(1, b"a", 1, b"c", 0, KERNEL)
+        with trio.fail_after(60):
+            assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/b": b"precious", "/c": b"precious"}
+        assert await content(session, "b") == b"precious"
+
+
+async def test_what_was_written_here_stays_where_others_deleted_the_rest_before_it_was_fetched(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+    shelf.put("/a", b"x" * (2 * BLOCK))
+    async with opened(tmp_path, shelf) as session:
+        del shelf.files["/a"]
+        await session.write(session.at(b"a").ino, 0, b"y" * BLOCK)
+        with trio.fail_after(60):
+            assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/a": b"y" * BLOCK + bytes(BLOCK)}
+
+
+async def test_a_file_whose_content_is_nowhere_goes(tmp_path: Path, autojump_clock: MockClock) -> None:
+    shelf = BigShelf()
+    shelf.put("/a", b"theirs")
+    async with opened(tmp_path, shelf) as session:
+        session.commit(Removed(b"a"))
+        session.rename(1, b"a", 1, b"b", 0, KERNEL)
+        with trio.fail_after(60):
+            assert (await session.sync()).pending == 0
+        assert names(session) == []
 
 
 async def test_a_receipt_does_not_name_what_a_move_took(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -187,6 +187,26 @@ async def test_a_listing_that_is_older_than_an_upload_undoes_nothing(tmp_path: P
         assert shelf.contents.keys() == {"/a"}
 
 
+@pytest.mark.parametrize("kind", [Shelf, BigShelf])
+@pytest.mark.parametrize("then", ["renamed", "linked"])
+async def test_what_is_gone_there_and_was_only_there_is_gone_under_its_new_name_too(
+    tmp_path: Path, autojump_clock: MockClock, kind: type[Shelf], then: str
+) -> None:
+    shelf = kind()
+    shelf.put("/a", b"theirs")
+    async with opened(tmp_path, shelf, Options(refresh_interval=None)) as session:
+        await session.sync()
+        del shelf.files["/a"]
+        if then == "renamed":
+            session.rename(1, b"a", 1, b"b", 0, KERNEL)
+        else:
+            session.link(session.at(b"a").ino, 1, b"b", KERNEL)
+        await session.refresh()  # before write-back has looked
+        with trio.fail_after(60):
+            assert (await session.sync()).pending == 0
+        assert names(session) == [] and shelf.contents == {}
+
+
 async def test_bare_paths_get_their_sizes_when_they_are_looked_at(tmp_path: Path, autojump_clock: MockClock) -> None:
     class Bare(Shelf):
         async def on_list(self, scope: object, context: Context) -> list[str]:  # type: ignore[override]
