@@ -41,7 +41,7 @@ PERMANENT = frozenset(
 class Pending:
     """One path. `since`: when it became pending; times are trio's clock."""
 
-    __slots__ = ("alone", "busy", "done", "due", "error", "not_before", "path", "since", "torn", "tries")
+    __slots__ = ("alone", "busy", "detours", "done", "due", "error", "not_before", "path", "since", "torn", "tries")
 
     def __init__(self, path: bytes, now: float) -> None:
         self.path = path
@@ -52,6 +52,7 @@ class Pending:
         self.alone = False  # not in a batch, the next time
         self.tries = 0
         self.torn = 0
+        self.detours = 0  # steps in a row that something else took
         self.done = -1
         self.error: OSError | None = None
 

@@ -22,7 +22,7 @@ import trio
 
 from vfs.batch import LITTLE, MANY, commit, delete_many, write_many
 from vfs.capture import Torn
-from vfs.errors import Conflict
+from vfs.errors import Conflict, error
 from vfs.limit import Limit
 from vfs.notes import Notes
 from vfs.options import Options
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 TICK = 0.01  # after a wake-up: what a burst of requests changes is looked at together
 BATCH = 500  # paths in one transaction at most
+DETOURS = 20  # steps in a row that something else took, before there are pauses between them
 PATIENCE = 3  # uploads of a large file torn by its writers before they have to wait for a copy
 
 _CarryOut: TypeAlias = Callable[["PersistedSession", Persistence, set[bytes]], Awaitable[set[bytes]]]
@@ -263,7 +264,12 @@ class WriteBack:
             log.exception("%s: writing back %r failed", self.session.id, pending.path)
             self._failed(pending, OSError(errno.EIO, f"{type(e).__name__}: {e}"))
         else:
-            self._succeeded(pending, epoch if finished else -1)
+            pending.detours = 0 if finished else pending.detours + 1
+            if pending.detours < DETOURS:
+                self._succeeded(pending, epoch if finished else -1)
+            else:
+                why = "something else comes first each time: is it changed there all the time?"
+                self._failed(pending, error(errno.EIO, pending.path, why))
 
     def _succeeded(self, pending: Pending, epoch: int) -> None:
         pending.succeeded(epoch)

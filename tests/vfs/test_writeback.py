@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.vfs.shelf import BigShelf, Crash, Shelf, content, flaky, put, routes
+from vfs.errors import Conflict
 from vfs.notes import MOST
 from vfs.options import Options
 from vfs.pace import PATIENCE
@@ -237,6 +238,29 @@ async def test_a_persistence_that_is_down_for_an_hour_stops_nobody_and_all_arriv
         await trio.sleep(61)
         assert len(shelf.contents) == 20
         assert session.receipt().pending == 0
+
+
+async def test_what_is_in_vain_each_time_is_tried_with_pauses_and_says_why(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    shelf = BigShelf()
+
+    def fault(operation: str, path: str) -> None:
+        if operation == "move":
+            raise Conflict(path)
+
+    async with opened(tmp_path, shelf) as session:
+        await put(session, "a", b"here")
+        await session.sync()
+        shelf.delay, shelf.fault = lambda: 0.01, fault
+        session.rename(1, b"a", 1, b"b", 0, KERNEL)
+        receipt = await session.sync(within=60)
+        [why] = [pending.error for pending in receipt.reasons if pending.path == "b"]
+        assert "something else comes first" in why
+        assert len(shelf.calls) < 200
+        shelf.fault = lambda operation, path: None
+        assert (await session.sync()).pending == 0
+        assert shelf.contents == {"/b": b"here"}
 
 
 async def test_an_error_that_will_not_pass_ends_a_sync_with_the_reason(
