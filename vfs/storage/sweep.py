@@ -32,20 +32,24 @@ PARALLEL = 4
 async def sweep(bucket: Bucket, prefix: str, own: str) -> int:
     """Remove all under `prefix`; how many objects and versions that were. CleanupIncomplete says what remains."""
     removed = 0
+    hidden: list[str] = []
     while True:
         # Again until nothing is found: pages read while keys go may skip some, and others may still be writing.
-        found, remaining = await _sweep_once(bucket, prefix, own)
+        found, remaining = await _sweep_once(bucket, prefix, own, hidden)
         removed += found - len(remaining)
         if found == len(remaining):
             break
+    removed -= len(hidden)
+    remaining += hidden
     remaining += await _abort_uploads(bucket, prefix)
     if remaining:
         raise CleanupIncomplete(f"{bucket.name}/{prefix}", remaining)
     return removed
 
 
-async def _sweep_once(bucket: Bucket, prefix: str, own: str) -> tuple[int, list[str]]:
-    """Remove what is listed now; how many that were, and which could not be removed."""
+async def _sweep_once(bucket: Bucket, prefix: str, own: str, hidden: list[str]) -> tuple[int, list[str]]:
+    """Remove what is listed now; how many that were, and which could not be removed. What remains as older versions,
+    which no listing will show again, is added to what is `hidden`."""
     remaining: list[str] = []
     count = 0
     last: list[ObjectIdentifierTypeDef] = []
@@ -53,7 +57,7 @@ async def _sweep_once(bucket: Bucket, prefix: str, own: str) -> tuple[int, list[
 
     async def remove(batch: Sequence[ObjectIdentifierTypeDef]) -> None:
         async with slots:
-            remaining.extend(await _remove(bucket, batch))
+            remaining.extend(await _remove(bucket, batch, hidden))
 
     async with trio.open_nursery() as nursery:
         async for found in _versions(bucket, prefix):
@@ -62,7 +66,7 @@ async def _sweep_once(bucket: Bucket, prefix: str, own: str) -> tuple[int, list[
             if batch := [one for one in found if not one["Key"].startswith(own)]:
                 nursery.start_soon(remove, batch)
     for start in range(0, len(last), BATCH):
-        remaining.extend(await _remove(bucket, last[start : start + BATCH]))
+        remaining.extend(await _remove(bucket, last[start : start + BATCH], hidden))
     return count, remaining
 
 
@@ -81,7 +85,7 @@ async def _versions(bucket: Bucket, prefix: str) -> AsyncIterator[list[ObjectIde
         except (Refused, AccessDenied, FileNotFoundError):
             break
         yield [
-            {"Key": one["Key"], "VersionId": one["VersionId"]}
+            {"Key": one["Key"], "VersionId": one["VersionId"]} if "VersionId" in one else {"Key": one["Key"]}
             for one in (*page.get("Versions", ()), *page.get("DeleteMarkers", ()))
         ]
         if not page.get("IsTruncated"):
@@ -97,32 +101,42 @@ def _version_page(
     return clients.boto.list_object_versions(Bucket=bucket.name, Prefix=prefix, **position, **bucket.payer())
 
 
-async def _remove(bucket: Bucket, batch: Sequence[ObjectIdentifierTypeDef]) -> list[str]:
+async def _remove(bucket: Bucket, batch: Sequence[ObjectIdentifierTypeDef], hidden: list[str]) -> list[str]:
     """Remove a batch; what could not be removed, and why."""
+    quiet = all("VersionId" in one for one in batch)
     what = f"{bucket.name} ({len(batch)} objects)"
     try:
         answer = await bucket.call(
             what,
             lambda clients: clients.boto.delete_objects(
-                Bucket=bucket.name, Delete={"Objects": list(batch), "Quiet": True}, **bucket.payer()
+                Bucket=bucket.name, Delete={"Objects": list(batch), "Quiet": quiet}, **bucket.payer()
             ),
         )
     except OSError:
-        return [failure for one in batch if (failure := await _remove_one(bucket, one)) is not None]
+        return [failure for one in batch if (failure := await _remove_one(bucket, one, hidden)) is not None]
+    deleted = answer.get("Deleted", ())
+    hidden += [_hidden(one["Key"]) for one in deleted if one.get("DeleteMarker") and not one.get("VersionId")]
     return [f"{one.get('Key')}: {one.get('Code')} {one.get('Message', '')}" for one in answer.get("Errors", ())]
 
 
-async def _remove_one(bucket: Bucket, one: ObjectIdentifierTypeDef) -> str | None:
+def _hidden(key: str) -> str:
+    """Of a key that was asked to be deleted, and got a delete marker."""
+    return f"{key}: its older versions could not be listed, and remain"
+
+
+async def _remove_one(bucket: Bucket, one: ObjectIdentifierTypeDef, hidden: list[str]) -> str | None:
     """Alone, where the batch was refused as a whole: XML cannot spell every key, and some servers know no batches."""
     version: dict[str, Any] = {"VersionId": one["VersionId"]} if "VersionId" in one else {}
     try:
-        await bucket.call(
+        answer = await bucket.call(
             one["Key"], lambda clients: clients.boto.delete_object(**bucket.target(one["Key"]), **version)
         )
     except FileNotFoundError:
         return None
     except OSError as e:
         return f"{one['Key']}: {e.strerror}"
+    if answer.get("DeleteMarker") and not version:
+        hidden.append(_hidden(one["Key"]))
     return None
 
 
@@ -138,6 +152,8 @@ async def _abort_uploads(bucket: Bucket, prefix: str) -> list[str]:
             )
         except (Refused, FileNotFoundError):
             return remaining  # a server that does not list uploads keeps none that could be found
+        except OSError as e:
+            return [*remaining, f"{prefix} (unfinished uploads, which could not be listed): {e.strerror}"]
         for one in page.get("Uploads", ()):
             # Some servers ignore the prefix here (moto does): another session's upload is not ours to abort.
             if one["Key"].startswith(prefix) and (failure := await _abort(bucket, one["Key"], one["UploadId"])):
