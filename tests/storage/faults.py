@@ -67,6 +67,7 @@ class FaultProxy:
     `page`: listings come so many keys at a time, from a server that does not check signatures. `unheeded`: a method,
     and a header of its requests that does not arrive, as on a server that does not know it. `weak`: ETags become weak,
     as those of what a proxy compresses do. `lacking`: a header that answers come without.
+    `chunked`: answers to GETs come in chunks, without a length.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -77,6 +78,7 @@ class FaultProxy:
         self.unheeded: tuple[str, str] | None = None
         self.weak = False
         self.lacking: str | None = None
+        self.chunked = False
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
@@ -161,7 +163,8 @@ class FaultProxy:
         if self.unheeded is not None and seen.method == self.unheeded[0]:
             raw = re.sub(rb"(?im)^%s:.*\r\n" % self.unheeded[1].encode(), b"", raw, count=1)
         if fault is None:
-            connection.sendall(self._forward(raw))
+            answer = self._forward(raw)
+            connection.sendall(_in_chunks(answer) if self.chunked and seen.method == "GET" else answer)
             return True
         if fault.kind == "status":
             body = b"" if seen.method == "HEAD" else f"<Error><Code>{fault.code}</Code></Error>".encode()
@@ -208,6 +211,13 @@ class FaultProxy:
                 : -len(separator)
             ]
         return head + separator + body
+
+
+def _in_chunks(answer: bytes) -> bytes:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    head = re.sub(rb"(?i)\r\ncontent-length: \d+", b"", head) + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+    pieces = [body[at : at + 50] for at in range(0, len(body), 50)]
+    return head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
 def _read_request(incoming: BinaryIO) -> tuple[Seen, bytes] | None:

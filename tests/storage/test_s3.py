@@ -279,6 +279,17 @@ async def test_a_range_may_come_without_a_date(proxy: FaultProxy, moto: Server, 
     assert s3.bucket.counts["retries"] == 0
 
 
+async def test_a_refusal_may_come_in_chunks(proxy: FaultProxy, moto: Server, open_s3: Open) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    await s3.write("f", b"content")
+    proxy.chunked = True
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            await s3.on_read_range(None, "/absent", 0, 10, {})
+        assert bytes(await s3.on_read_range(None, "/f", 7, 10, {})) == b""
+    assert s3.bucket.counts["retries"] == 0
+
+
 async def test_where_a_delete_cannot_be_conditional_it_asks_first(
     proxy: FaultProxy, moto: Server, open_s3: Open, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,6 +33,7 @@ __all__ = ["Incoming", "Plain", "is_plain"]
 
 SIGNATURE_LIVES = 900
 HEAD_MAX = 64 << 10
+CONTENT = (200, 206)  # the statuses of answers that have it
 METADATA = "x-amz-meta-"
 
 
@@ -44,13 +45,13 @@ def is_plain(url: str) -> bool:
 
 
 class _Said:
-    """The head of an answer, as http.client wants to be given it: its own reading has no deadline."""
+    """What came of an answer, as http.client wants to be given it: its own reading has no deadline."""
 
-    def __init__(self, head: bytes) -> None:
-        self._head = head
+    def __init__(self, said: bytes) -> None:
+        self._said = said
 
     def makefile(self, mode: str) -> io.BytesIO:
-        return io.BytesIO(self._head)
+        return io.BytesIO(self._said)
 
 
 class Plain:
@@ -80,11 +81,10 @@ class Plain:
                 incoming.ask(self._connected(url), _request(url, span, target))
             answer = incoming.answer
             if answer.status == 416:
-                incoming.read(incoming.left)
+                incoming.explanation()
                 return None
-            if answer.status not in (200, 206):
-                text = bytes(incoming.read(HEAD_MAX)).decode(errors="replace")
-                raise explain_answer(answer.status, text, key)
+            if answer.status not in CONTENT:
+                raise explain_answer(answer.status, incoming.explanation().decode(errors="replace"), key)
             incoming.found = _found(answer)
             same(key, version, incoming.found.version)
             if incoming.left != min(span[1], incoming.found.size) - span[0]:
@@ -152,19 +152,31 @@ class Incoming:
         self._idle = idle
         self._connection: socket.socket | None = None
         self._is_reading = False
-        self._rest = b""
+        self._head = self._rest = b""
 
     def ask(self, connection: socket.socket, request: bytes) -> None:
         """Send the request and read the head of its answer."""
         self._connection = connection
         _limit(connection, self._deadline)
         connection.sendall(request)
-        head, self._rest = _head(connection, self._deadline)
-        self.answer = http.client.HTTPResponse(cast(socket.socket, _Said(head)))
-        self.answer.begin()
-        if self.answer.length is None:
+        self._head, self._rest = _head(connection, self._deadline)
+        self.answer = _parsed(self._head)
+        if self.answer.length is None and self.answer.status in CONTENT:
             raise http.client.HTTPException("an answer without a length")
-        self.left = self.answer.length
+        self.left = self.answer.length or 0
+
+    def explanation(self) -> bytes:
+        """The body of an answer that has no content, which may come in chunks, or end with the connection. Blocks."""
+        if self.answer.length is not None or self._connection is None:
+            return bytes(self.read(HEAD_MAX))
+        with _unavailable(self._key):
+            while len(self._rest) < HEAD_MAX and not (self.answer.chunked and self._rest.endswith(b"0\r\n\r\n")):
+                _limit(self._connection, self._deadline)
+                if not (piece := self._connection.recv(HEAD_MAX)):
+                    break
+                self._rest += piece
+            self.close()
+            return _parsed(self._head + self._rest).read(HEAD_MAX)
 
     def piece(self, size: int) -> memoryview:
         """As `read`, with time of its own."""
@@ -274,6 +286,12 @@ def _receive(connection: socket.socket, view: memoryview, deadline: float) -> in
     if got == 0:
         raise http.client.IncompleteRead(b"", len(view))
     return got
+
+
+def _parsed(said: bytes) -> http.client.HTTPResponse:
+    answer = http.client.HTTPResponse(cast(socket.socket, _Said(said)))
+    answer.begin()
+    return answer
 
 
 def _head(connection: socket.socket, deadline: float) -> tuple[bytes, bytes]:
