@@ -238,6 +238,7 @@ async def test_a_slow_server_cannot_hold_a_write_for_ever(proxy: FaultProxy, imp
         lambda: impatient.delete("f"),
     ]
     await each_is_unavailable(attempts, within=1.5 + 2 * 1.0 + 2.0)
+    assert impatient.bucket.writes.limiter.total_tokens < 16, "what does not come in time is asked for less at once"
 
 
 async def test_work_goes_on_when_connections_are_accepted_again(proxy: FaultProxy, impatient: S3Storage) -> None:

@@ -10,16 +10,18 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from botocore.exceptions import ReadTimeoutError
 
 from tests.storage.conftest import Open
 from tests.storage.faults import Fault, FaultProxy, Seen
 from tests.storage.servers import Server
 from vfs.errors import Conflict
 from vfs.fileref import FileRef
-from vfs.storage import objects
+from vfs.storage import multipart, objects
 from vfs.storage.base import Storage
 from vfs.storage.failures import Unavailable
 from vfs.storage.s3 import S3Storage
+from vfs.storage.wire import Wire
 
 pytestmark = pytest.mark.s3
 
@@ -191,6 +193,29 @@ async def test_an_upload_that_fails_leaves_no_parts_behind(proxy: FaultProxy, mo
     assert [seen.method for seen in proxy.seen if "?uploads" in seen.target] == ["POST", "POST"]
     assert moto.client().list_multipart_uploads(Bucket=s3.bucket.name).get("Uploads", []) == []
     assert (await s3.stat("f")).version == ref.version
+
+
+async def test_a_part_that_a_slow_link_does_not_carry_in_time_is_sent_again_among_fewer(
+    moto: Server, open_s3: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3 = await open_s3(moto, moto.new_bucket(), write_patience=0.0)
+    send, late = Wire.send, 0
+
+    async def send_slowly(self: Wire, method: str, url: str, headers: dict[str, str], body: bytes = b"") -> Any:
+        nonlocal late
+        if "partNumber=2" in url and late < 3:
+            late += 1
+            raise ReadTimeoutError(endpoint_url=url, error="late")
+        return await send(self, method, url, headers, body)
+
+    monkeypatch.setattr(Wire, "send", send_slowly)
+    content = bytes(range(256)) * (80 << 10)
+    await s3.on_write_file(None, "/f", io.BytesIO(content), {"if_version": None})
+    assert late == 3 and await s3.read("f") == content
+    assert s3.bucket.writes.limiter.total_tokens < 16
+    late -= multipart.TRIES
+    with pytest.raises(Unavailable, match="timeout"):
+        await s3.on_write_file(None, "/f", io.BytesIO(content), {})
 
 
 async def test_what_others_write_during_an_upload_in_parts_is_not_overwritten(

@@ -86,6 +86,7 @@ def for_readers(what: str) -> Iterator[None]:
 
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
+_TIMED_OUT = "kind: Timeout"  # in obstore's debugging
 _CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 _SLOW = frozenset({"SlowDown", "TooManyRequests", "RequestLimitExceeded", "ThrottlingException", "Throttling"})
 _PASSING = frozenset(
@@ -102,6 +103,8 @@ def explain(failure: Exception, what: str) -> OSError:
         return _explain_client_error(failure, what)
     if isinstance(failure, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)):
         return AccessDenied(what, str(failure))
+    if isinstance(failure, boto.ReadTimeoutError):
+        return Unavailable(what, _line(failure), slow_down=True)  # the link may carry fewer at once in the time
     if isinstance(failure, (boto.HTTPClientError, boto.ConnectionError)):
         return Unavailable(what, _line(failure))
     if isinstance(failure, (boto.BotoCoreError, ValueError)):
@@ -130,7 +133,7 @@ def _explain_obstore(failure: Exception, what: str) -> OSError:
         if isinstance(failure, FileNotFoundError):
             return FileNotFoundError(errno.ENOENT, "no such object", what)
         # No answer, or half of one: obstore has no class of its own for connection, time-out and truncation.
-        return Unavailable(what, _line(failure))
+        return Unavailable(what, _line(failure), slow_down=_TIMED_OUT in text)
     return from_answer(int(status[1]), code[1] if code else "", "", what)
 
 

@@ -17,6 +17,7 @@ import trio
 from vfs.errors import Conflict, error
 from vfs.failpoints import reach
 from vfs.storage.bucket import ANY, Bucket, Condition, etag_of, headers_of, version_of
+from vfs.storage.failures import Unavailable
 
 if TYPE_CHECKING:
     from types_boto3_s3.type_defs import CompletedPartTypeDef
@@ -27,6 +28,7 @@ MIB = 1 << 20
 PART = 8 * MIB
 PARTS_MAX = 10_000  # docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 PARALLEL = 8
+TRIES = 6  # of a part that a slow link does not carry in time; meanwhile the throttle lets fewer through at once
 COPY_AT_ONCE = 512 * MIB  # S3 takes 5 GiB; but one request has one deadline, and a copy takes its time
 COPY_PART = 64 * MIB
 
@@ -85,12 +87,18 @@ async def upload(
         number, offset, size = numbered
         async with bucket.memory.hold(size):
             content = await trio.to_thread.run_sync(source.read, offset, size)
-            answer = await bucket.call(
-                key,
-                lambda clients: clients.boto.upload_part(
-                    **bucket.target(key), UploadId=upload_id, PartNumber=number, Body=content
-                ),
-            )
+            for tries in range(1, TRIES + 1):
+                try:
+                    answer = await bucket.call(
+                        key,
+                        lambda clients: clients.boto.upload_part(
+                            **bucket.target(key), UploadId=upload_id, PartNumber=number, Body=content
+                        ),
+                    )
+                    break
+                except Unavailable as e:
+                    if tries == TRIES or not e.slow_down:
+                        raise
         bucket.counts["bytes written"] += size
         return answer["ETag"]
 

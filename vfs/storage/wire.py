@@ -15,7 +15,7 @@ import httpx
 import trio
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
-from botocore.exceptions import ConnectionClosedError, HTTPClientError
+from botocore.exceptions import HTTPClientError, ReadTimeoutError
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -65,8 +65,8 @@ class Wire:
             with trio.fail_after(self._timeout) as scope:
                 scope.shield = method not in ("GET", "HEAD")
                 return await self._client.send(request)
-        except trio.TooSlowError as e:
-            raise ConnectionClosedError(endpoint_url=url.partition("?")[0], error=e) from e
+        except (trio.TooSlowError, httpx.ReadTimeout, httpx.WriteTimeout) as e:
+            raise ReadTimeoutError(endpoint_url=url.partition("?")[0], error=e) from e
         except (httpx.HTTPError, httpx.StreamError) as e:
             raise HTTPClientError(error=f"{type(e).__name__} {e}") from e
 
