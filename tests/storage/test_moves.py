@@ -33,6 +33,21 @@ async def test_a_file_over_the_limit_of_one_copy_is_moved_in_parts(
     assert not await s3.exists("old")
 
 
+async def test_a_move_keeps_the_headers_that_others_gave_an_object(s3: S3Storage, moto: Server, in_parts: bool) -> None:
+    headers = {
+        "ContentType": "text/css",
+        "CacheControl": "max-age=9",
+        "ContentDisposition": "attachment",
+        "ContentEncoding": "gzip",
+        "ContentLanguage": "de",
+        "Metadata": {"author": "ann"},
+    }
+    moto.client().put_object(Bucket=s3.bucket.name, Key="sessions/work/old", Body=b"x", **headers)  # type: ignore[arg-type]
+    await s3.on_move(None, "/old", "/new", {"if_version": (await s3.stat("old")).version})
+    found = moto.client().head_object(Bucket=s3.bucket.name, Key="sessions/work/new")
+    assert {name: found.get(name) for name in headers} == headers
+
+
 async def test_a_move_that_was_done_already_is_done(s3: S3Storage) -> None:
     ref = await s3.write("old", b"content")
     await s3.on_move(None, "/old", "/new", {"if_version": ref.version})

@@ -10,7 +10,7 @@ import io
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import trio
 
@@ -31,6 +31,14 @@ PARALLEL = 8
 TRIES = 6  # of a part that a slow link does not carry in time; meanwhile the throttle lets fewer through at once
 COPY_AT_ONCE = 512 * MIB  # S3 takes 5 GiB; but one request has one deadline, and a copy takes its time
 COPY_PART = 64 * MIB
+HEADERS = {
+    "Content-Type": "ContentType",
+    "Cache-Control": "CacheControl",
+    "Content-Disposition": "ContentDisposition",
+    "Content-Encoding": "ContentEncoding",
+    "Content-Language": "ContentLanguage",
+}
+"""The attributes that are no user metadata, and boto3's names for them."""
 
 Numbered = tuple[int, int, int]  # part number, offset, size
 
@@ -160,11 +168,12 @@ async def _assemble(
 
 
 async def _create(bucket: Bucket, key: str, attributes: Mapping[str, str]) -> str:
-    metadata = {name: value for name, value in attributes.items() if name != "Content-Type"}
+    headers: dict[str, Any] = {HEADERS[name]: value for name, value in attributes.items() if name in HEADERS}
+    metadata = {name: value for name, value in attributes.items() if name not in HEADERS}
     answer = await bucket.call(
         key,
         lambda clients: clients.boto.create_multipart_upload(
-            **bucket.target(key), **bucket.encryption(), ContentType=attributes["Content-Type"], Metadata=metadata
+            **bucket.target(key), **bucket.encryption(), **headers, Metadata=metadata
         ),
     )
     return answer["UploadId"]
