@@ -49,6 +49,7 @@ class Repeated:
             setattr(operations, name, getattr(self, name))
 
     async def leave_in_time(self) -> None:
+        """Called when none of them waits for its turn any more; one may still be asked of a second handler."""
         await trio.sleep(PATIENCE)
         self._leave()
 

@@ -44,7 +44,6 @@ class Request(NamedTuple):
 class Unanswered(NamedTuple):
     requests: list[Request]  # which a worker before had taken
     forgotten: list[tuple[int, int]]  # (inode, count)
-    new: list[int]  # by its number, the one that was read behind them: it comes again with them, in any order
 
 
 def ask(fd: int) -> bool:
@@ -63,7 +62,7 @@ def recall(fd: int, refuse: Callable[[list[Request]], list[Request]]) -> Unanswe
 
     `refuse` is given the requests and answers those among them that it returns; they do not come again.
     """
-    found = Unanswered([], [], [])
+    found = Unanswered([], [])
     if not ask(fd):
         return found
     # The flag is the open file's, so every process sees it; but only one reads, and that is we.
@@ -137,8 +136,7 @@ def _take(fd: int, found: Unanswered) -> bool:
         found.forgotten.extend(struct.iter_unpack("=QQ", body[8 : 8 + 16 * count]))
     elif opcode != INTERRUPT:  # what it interrupts goes on: none of our handlers stops half-way
         if not unique & UNIQUE_RESEND:
-            found.new.append(unique)
-            return False
+            return False  # it comes again with them
         found.requests.append(Request(unique & ~UNIQUE_RESEND, opcode, nodeid, pid, body))
     return True
 

@@ -1,20 +1,23 @@
 """Suspicion: which of the requests that come again kills the worker, so that it is refused and the session goes on.
 
-A worker that took over after a death takes the requests that come again one at a time, and notes each in the file
-`suspect` before it begins and after it ends. If it dies as well, the one that had begun is guilty; the third death that
-is due to one request (the first is not noted: nothing was suspected then) is its last: the kernel is told EIO in its
-place. A worker that SIGKILL ended may have met somebody who kills workers rather than a request that does, and a slow
-request is in hand more often than others are: so of such deaths it takes five. The file is written with pwrite(2), so
-the note survives the process. Notes name a request by its number in the connection, which stays the same each time it
-is sent.
+A worker that took over after a death notes each request in the file `suspect` before it begins and after it ends, until
+all that come again were answered. If it dies as well, the one that had begun is guilty; the third death that is due to
+one request (the first is not noted: nothing was suspected then) is its last: the kernel is told EIO in its place. A
+worker that SIGKILL ended may have met somebody who kills workers rather than a request that does, and a slow request is
+in hand more often than others are: so of such deaths it takes five. Requests may wait for a storage beside each other:
+a death over several says nothing of any. Only then, or once one is guilty of a death, requests are taken one at a time,
+until those that come again were answered. The file is written with pwrite(2), so the note survives the
+process. Notes name a request by its number in the connection, which stays the same each time it is sent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +26,7 @@ import pyfuse3
 import trio
 
 from mount.handshake import OUT_HEADER
+from mount.repeated import PATIENCE
 from mount.resend import UNIQUE_RESEND, Request
 from mount.reserved import open_reserved
 
@@ -63,9 +67,15 @@ _OPCODES: Final = {  # include/uapi/linux/fuse.h
 }
 
 
+_Known = tuple[str, int, int]
+"""A request as its handler knows it: handler, thread and inode; thread 0 where pyfuse3 does not tell it."""
+
+
 class Notes(msgspec.Struct):
-    begun: tuple[str, int, int] | None = None
-    """Handler, thread and inode of the request in hand; thread 0 where pyfuse3 does not tell it."""
+    begun: _Known | None = None
+    """The request in hand, if it is the only one."""
+    apart: bool = False
+    """Does the next worker take them one at a time? Several were in hand, or one is guilty of a death."""
     deaths: dict[int, int] = {}
     """By a request's number: how much they weigh."""
 
@@ -76,8 +86,16 @@ class Suspicion:
         self._fd = open_reserved(directory / NAME, _SIZE, cleared=not adopted)
         stored = os.pread(self._fd, _SIZE, 0).rstrip(b"\0")
         self._notes = msgspec.json.decode(stored, type=Notes) if stored else Notes()
-        self._alone = trio.Lock()
-        self._before: dict[str, Callable[..., Any]] = {}
+        self._apart = False
+        self._turn: AbstractAsyncContextManager[None] = contextlib.nullcontext()
+        self._expected: list[Request] = []
+        self._left = 0
+        self._in_hand: list[_Known] = []
+        self._unanswered = 0  # of those that came again: in hand, or waiting for their turn
+        self._last = 0.0
+        self._before: dict[str, Callable[..., Any] | None] = {}
+        self._noting: dict[str, Callable[..., Any]] = {}
+        self._lifted = trio.Event()
 
     def _write(self) -> None:
         os.pwrite(self._fd, msgspec.json.encode(self._notes).ljust(_SIZE, b"\0"), 0)
@@ -97,47 +115,100 @@ class Suspicion:
                 convicted.append(request)
             elif weight:
                 counted[request.unique] = weight
-        self._notes = Notes(None, counted)
+        self._apart = self._notes.apart or bool(counted)
+        self._notes = Notes(None, self._apart, counted)
         self._write()
         return convicted
 
-    def watch(self, operations: pyfuse3.Operations, count: int) -> None:
-        """The next `count` requests one at a time, each noted: all that come again, for they come first."""
-        self._operations, self._left = operations, count
+    def watch(self, operations: pyfuse3.Operations, requests: Iterable[Request]) -> None:
+        """Note what is begun until each of these, which come again, was answered."""
+        self._operations = operations
+        known = {opcode for opcodes in _OPCODES.values() for opcode in opcodes}
+        self._expected = [request for request in requests if request.opcode in known]
+        # They come first. One may be asked of two handlers, and one that is new comes among them.
+        self._left = 2 * len(self._expected) + 1
+        self._last = trio.current_time()
+        if self._apart:
+            self._turn = trio.Lock()
         for name in _OPCODES:
-            self._before[name] = getattr(operations, name)
-            setattr(operations, name, self._noted(name, self._before[name]))
+            self._before[name] = operations.__dict__.get(name)
+            self._noting[name] = noting = self._noted(name, getattr(operations, name))
+            setattr(operations, name, noting)
 
     def _noted(self, name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        async def alone(*arguments: Any) -> Any:
-            async with self._alone:
-                pids = [argument.pid for argument in arguments if isinstance(argument, pyfuse3.RequestContext)]
-                # The kernel sends a link to the directory in which it shall be; pyfuse3 has that second.
-                inode = arguments[1] if name == "link" else arguments[0] if isinstance(arguments[0], int) else 0
-                self._notes.begun = (name, pids[0] if pids else 0, inode)
-                self._write()
-                try:
-                    return await handler(*arguments)
-                finally:
-                    self._notes.begun = None
-                    self._write()
-                    self._left -= 1
-                    if self._left == 0:
-                        self._lift()
+        async def noting(*arguments: Any) -> Any:
+            pids = [argument.pid for argument in arguments if isinstance(argument, pyfuse3.RequestContext)]
+            # The kernel sends a link to the directory in which it shall be; pyfuse3 has that second.
+            inode = arguments[1] if name == "link" else arguments[0] if isinstance(arguments[0], int) else 0
+            known = name, pids[0] if pids else 0, inode
+            comes_again = self._comes_again(known)
+            self._unanswered += comes_again
+            try:
+                async with self._turn:
+                    answer = await self._carried_out(known, handler, arguments)
+            except Exception:
+                self._answered(comes_again)
+                raise
+            self._answered(comes_again)  # one that is cancelled is not: it comes again, to the next worker
+            return answer
 
-        return alone
+        return noting
+
+    def _comes_again(self, known: _Known) -> bool:
+        again = next((request for request in self._expected if _is(request, known)), None)
+        if again is not None:
+            self._expected.remove(again)
+        self._left -= 1
+        if self._left == 0:
+            self._expected.clear()  # what has not come by now never will: its program was killed meanwhile
+        return again is not None
+
+    async def _carried_out(self, known: _Known, handler: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        self._in_hand.append(known)
+        self._note()
+        try:
+            return await handler(*arguments)
+        finally:
+            self._in_hand.remove(known)
+            self._note()
+
+    def _answered(self, came_again: bool) -> None:
+        self._unanswered -= came_again
+        self._last = trio.current_time()
+        if not (self._expected or self._unanswered or self._lifted.is_set()):
+            self._lift()
+
+    def _note(self) -> None:
+        if not self._lifted.is_set():
+            self._notes.begun = self._in_hand[0] if len(self._in_hand) == 1 else None
+            self._notes.apart = self._apart or len(self._in_hand) > 1
+            self._write()
+
+    async def settle(self) -> None:
+        """Until each was answered, or nothing comes any more for so long that none of them will."""
+        while self._unanswered or trio.current_time() < self._last + PATIENCE:
+            with trio.move_on_after(PATIENCE):
+                await self._lifted.wait()
+                return
+        self._lift()
 
     def _lift(self) -> None:
-        for name, before in self._before.items():
-            setattr(self._operations, name, before)
+        for name, noting in self._noting.items():
+            if self._operations.__dict__.get(name) is not noting:
+                continue
+            if (before := self._before[name]) is None:
+                delattr(self._operations, name)
+            else:
+                setattr(self._operations, name, before)
         self._notes = Notes()
         self._write()
+        self._lifted.set()
 
     def close(self) -> None:
         os.close(self._fd)
 
 
-def _is(request: Request, begun: tuple[str, int, int]) -> bool:
+def _is(request: Request, begun: _Known) -> bool:
     name, pid, inode = begun
     return request.opcode in _OPCODES[name] and pid in (0, request.pid) and inode in (0, request.nodeid)
 

@@ -116,7 +116,7 @@ class Worker:
 
     def _take_over(self, operations: Operations, nursery: trio.Nursery) -> None:
         """Have what the worker before left unanswered sent again; what it had carried out is not done twice."""
-        unanswered = resend.Unanswered([], [], [])
+        unanswered = resend.Unanswered([], [])
         if self.start.connection.agreement.can_resend:  # else it had answered all, or this would be a new connection
             unanswered = resend.recall(self.device.fd, self._refuse)
         self.session.forget(unanswered.forgotten)
@@ -133,10 +133,15 @@ class Worker:
         )
         failpoints.reach("takeover.matched")
         self.in_flight.keep_only({slot for slots in done.values() for slot in slots})
-        if done:
-            nursery.start_soon(Repeated(operations, self.in_flight, done).leave_in_time)
+        repeated = Repeated(operations, self.in_flight, done) if done else None
         if unanswered.requests:
-            self.suspicion.watch(operations, len(unanswered.requests) + len(unanswered.new))
+            self.suspicion.watch(operations, unanswered.requests)
+            nursery.start_soon(self._settle, repeated)
+
+    async def _settle(self, repeated: Repeated | None) -> None:
+        await self.suspicion.settle()
+        if repeated is not None:
+            await repeated.leave_in_time()
 
     def _refuse(self, unanswered: list[resend.Request]) -> list[resend.Request]:
         convicted = self.suspicion.convict(unanswered, crashed=self.start.crashed)
