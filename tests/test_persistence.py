@@ -255,6 +255,40 @@ async def test_generators_and_async_generators_may_list() -> None:
         assert [r.path for r in await Persistence({"on_list": on_list}).list()] == [path]
 
 
+class Query:
+    """Runs when it is gone through, as those of an ORM."""
+
+    def __init__(self, *rows: Any) -> None:
+        self.rows = rows
+        self.thread = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.thread = threading.get_ident()
+        return (row["path"] for row in self.rows)
+
+
+@pytest.mark.parametrize("library", ["sync", "trio", "asyncio"])
+async def test_a_lazy_listing_is_gone_through_where_its_callback_runs(library: Any, caplog: Log) -> None:
+    def listing(answer: object) -> Persistence:
+        async def on_list(*_: object) -> object:
+            return answer
+
+        if library == "sync":
+            return Persistence({"on_list": lambda *_: answer})
+        return Persistence({"on_list": on_list}, async_library=library)
+
+    query = Query({"path": "a"}, {"path": "/b"})
+    files = listing(query)
+    assert [r.path for r in await files.list()] == ["a", "b"]
+    assert (query.thread == threading.get_ident()) == (library == "trio")
+    await files.aclose()
+    for failing in (Query({"path": "a"}, {}), map(int, ["five"])):
+        files = listing(failing)
+        assert (await raised(files.list)).errno == errno.EIO
+        assert "callbacks: on_list('/') failed" in caplog.text
+        await files.aclose()
+
+
 def test_an_async_library_that_is_none_is_refused() -> None:
     def on_read(scope: object, path: str, context: Context) -> bytes:
         return b""
@@ -265,6 +299,15 @@ def test_an_async_library_that_is_none_is_refused() -> None:
 
 
 # Failures
+
+
+class Panic(BaseException):
+    """Of an extension in another language."""
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +322,11 @@ def test_an_async_library_that_is_none_is_refused() -> None:
         (Conflict("/a"), errno.ESTALE),
         (OSError("no number"), errno.EIO),
         (KeyError("x"), errno.EIO),
+        (Mute(), errno.EIO),
         (SystemExit(3), errno.EIO),
+        (asyncio.CancelledError(), errno.EIO),
+        (Panic("at the disco"), errno.EIO),
+        (BaseExceptionGroup("nursery", [Panic()]), errno.EIO),
     ],
 )
 @pytest.mark.parametrize("library", ["sync", "trio", "asyncio"])
@@ -295,6 +342,38 @@ async def test_a_failure_reaches_the_caller_as_its_errno(failure: BaseException,
     for _ in range(2):
         assert (await raised(files.read, "a")).errno == number
     await files.aclose()
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), GeneratorExit()])
+@pytest.mark.parametrize("library", [None, "asyncio"])
+async def test_what_would_end_a_thread_or_a_loop_is_eio_too(failure: BaseException, library: Any, caplog: Log) -> None:
+    def on_read(*_: object) -> bytes:
+        raise failure
+
+    async def on_read_async(*_: object) -> bytes:
+        raise failure
+
+    files = Persistence({"on_read": on_read_async if library else on_read}, async_library=library)
+    for _ in range(2):
+        assert (await raised(files.read, "a")).errno == errno.EIO
+    assert f"on_read('a') failed: {type(failure).__name__}" in caplog.text
+    await files.aclose()
+
+
+async def test_a_callback_that_fails_as_its_time_ends_is_an_error_of_its_own(autojump_clock: MockClock) -> None:
+    async def fails() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("while it ended")
+
+    async def on_read(*_: object) -> bytes:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fails)
+            await trio.sleep_forever()
+        return b""
+
+    assert (await raised(Persistence({"on_read": on_read}).read, "a")).errno == errno.EIO
 
 
 async def test_a_conflict_stays_a_conflict() -> None:
@@ -650,7 +729,9 @@ async def test_many_small_files_are_written_in_one_thread_where_on_write_is_sync
     assert (tally.calls, tally.failures, tally.bytes) == (3, 0, 3)
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "no"), ValueError("no"), SystemExit(1)])
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "no"), ValueError("no"), SystemExit(1), asyncio.CancelledError()]
+)
 async def test_the_first_of_many_that_fails_ends_them_and_is_not_told_yet(error: BaseException, caplog: Log) -> None:
     def on_write(scope: object, path: str, content: bytes, context: Context) -> None:
         if path == "/f1":

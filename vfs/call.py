@@ -39,7 +39,9 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import cachetools
 import trio
 
-from vfs.errors import single
+from vfs.contained import Contained, by_trio, collected, in_thread
+from vfs.errors import said, single
+from vfs.loopthread import STOP_SECONDS, LoopThread
 
 __all__ = ["Answer", "AsyncLibrary", "Caller"]
 
@@ -49,9 +51,7 @@ AsyncLibrary: TypeAlias = Literal["trio", "asyncio"] | asyncio.AbstractEventLoop
 
 HUNG_THREADS = 64
 LONGEST = 20  # time-outs after which also a listing that goes on ends
-TOLD_EVERY, TOLD_VALUES = 1.0, 16  # seconds, or values, after which one that goes on is given more time
 EACH_END = 0.1  # seconds after which no other of many calls is begun
-STOP_SECONDS = 5.0  # what tasks of our own asyncio loop get to end after they were cancelled
 
 _END: Final = object()
 
@@ -122,11 +122,11 @@ class Caller:
     @contextlib.contextmanager
     def _bounded(self, callback: str, subject: str, seconds: float) -> Iterator[_Life]:
         """What a block with a callback in it raises, as an OSError; it ends when the life ends."""
-        with trio.move_on_after(seconds) as scope:
-            try:
+        try:
+            with trio.move_on_after(seconds) as scope:
                 yield _Life(scope, seconds)
-            except (Exception, SystemExit) as e:
-                raise self._os_error(e, callback, subject) from e
+        except Exception as e:  # also what is left of a group whose other part was the time-out
+            raise self._os_error(e, callback, subject) from e
         if scope.cancelled_caught:
             log.warning("%s: %s(%r) did not answer within %g s", self.name, callback, subject, seconds)
             raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), subject)
@@ -153,7 +153,7 @@ class Caller:
                     return
 
         try:
-            with trio.move_on_after(seconds), contextlib.suppress(Exception, SystemExit):
+            with trio.move_on_after(seconds), contextlib.suppress(Exception):
                 await self._in_thread(each)
         finally:
             over.set()
@@ -169,23 +169,25 @@ class Caller:
         await self._loop.stop()
 
     async def _answer(self, callback: str, arguments: tuple[object, ...], life: _Life) -> Any:
-        function, library = self._functions[callback], self._library[callback]
+        function, lists = self._functions[callback], callback == "on_list"
         if _is_async(function):
             answer: Any = function(*arguments)
         else:
-            answer = await self._in_thread(functools.partial(_collected, function, arguments, life))
+            answer = await self._in_thread(functools.partial(collected, function, arguments, lists, life.extend))
         if not isinstance(answer, AsyncIterable | Awaitable):
             return answer
-        return await self._awaited_by(library, answer, life)
+        return await self._awaited_by(self._library[callback], lists, answer, life)
 
-    async def _awaited_by(self, library: AsyncLibrary, answer: AsyncIterable[Any] | Awaitable[Any], life: _Life) -> Any:
+    async def _awaited_by(
+        self, library: AsyncLibrary, lists: bool, answer: AsyncIterable[Any] | Awaitable[Any], life: _Life
+    ) -> Any:
         if library == "trio":
-            return await _awaited(answer, life.extend)
-        return await self._loop.run(answer, life, None if library == "asyncio" else library)
+            return await by_trio(answer, lists, life.extend)
+        return await self._loop.run(answer, lists, life.extend, None if library == "asyncio" else library)
 
     async def _values(self, callback: str, arguments: tuple[object, ...], life: _Life) -> _Values:
         function, library = self._functions[callback], self._library[callback]
-        awaited = functools.partial(self._awaited_by, library)
+        awaited = functools.partial(self._awaited_by, library, False)
         call = functools.partial(function, *arguments)
         answer = call() if _is_async(function) else await self._in_thread(call)
         if isinstance(answer, Awaitable):
@@ -194,10 +196,10 @@ class Caller:
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         async with self._slots:
-            return await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+            return await trio.to_thread.run_sync(in_thread, call, limiter=self._threads, abandon_on_cancel=True)
 
     def _os_error(self, e: BaseException, callback: str, subject: str) -> OSError:
-        e = single(e)
+        e = single(e.__cause__ if isinstance(e, Contained) and e.__cause__ else e)
         if isinstance(e, OSError):
             if e.errno is not None:
                 return e
@@ -206,7 +208,7 @@ class Caller:
                     return OSError(number, str(e) or os.strerror(number), subject)
         if isinstance(e, trio.TooSlowError):
             return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), subject)
-        key = (callback, subject, f"{type(e).__name__}: {e}")
+        key = (callback, subject, said(e))
         again = self._logged.get(key, 0)
         self._logged[key] = again + 1
         if again:
@@ -214,72 +216,6 @@ class Caller:
         else:
             log.error("%s: %s(%r) failed: %s", self.name, callback, subject, key[2], exc_info=e)
         return OSError(errno.EIO, f"{callback} failed: {type(e).__name__}", subject)
-
-
-class LoopThread:
-    """An asyncio loop in a thread of its own, started when first needed."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._started: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._thread: threading.Thread | None = None
-
-    async def run(
-        self, answer: AsyncIterable[Any] | Awaitable[Any], life: _Life, loop: asyncio.AbstractEventLoop | None
-    ) -> Any:
-        """What `answer` comes to in `loop`, or in ours. Cancelling cancels it there, and does not wait for that."""
-        done, token = trio.Event(), trio.lowlevel.current_trio_token()
-        work = _contained(answer, lambda: token.run_sync_soon(life.extend))
-        try:
-            future = asyncio.run_coroutine_threadsafe(work, loop or self._running())
-        except RuntimeError:  # that loop is closed
-            work.close()
-            if inspect.iscoroutine(answer):
-                answer.close()
-            raise
-
-        def finished(_: object) -> None:
-            with contextlib.suppress(trio.RunFinishedError):  # nobody is left to hear of it
-                token.run_sync_soon(done.set)
-
-        future.add_done_callback(finished)
-        try:
-            await done.wait()
-        except trio.Cancelled:
-            future.cancel()
-            raise
-        return future.result()
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        if self._started is None:
-            ready = threading.Event()
-            self._thread = threading.Thread(target=self._serve, args=(ready,), name=self._name, daemon=True)
-            self._thread.start()
-            ready.wait()  # well under a millisecond, once; no other task may start a second thread meanwhile
-            if self._started is None:
-                raise RuntimeError("the asyncio loop did not start")
-        return self._started
-
-    def _serve(self, ready: threading.Event) -> None:
-        async def main() -> None:
-            self._started, self._stop = asyncio.get_running_loop(), asyncio.Event()
-            ready.set()
-            await self._stop.wait()
-
-        try:
-            asyncio.run(main())
-        finally:
-            ready.set()
-
-    async def stop(self) -> None:
-        if self._started is None or self._stop is None or self._thread is None:
-            return
-        self._started.call_soon_threadsafe(self._stop.set)
-        await trio.to_thread.run_sync(self._thread.join, STOP_SECONDS)
-        if self._thread.is_alive():
-            log.warning("%s: did not end within %g s of being cancelled; left behind", self._name, STOP_SECONDS)
-        self._started = self._stop = self._thread = None
 
 
 class _Life:
@@ -318,40 +254,6 @@ class _Values:
             await self._awaited(self._values.aclose(), life)
         elif isinstance(self._values, Generator):
             await self._in_thread(self._values.close)
-
-
-def _collected(function: Callable[..., Any], arguments: tuple[object, ...], life: _Life) -> Any:
-    """The answer, drained here in the thread where it is a generator: its code is the integrator's and may block."""
-    answer = function(*arguments)
-    if not inspect.isgenerator(answer):
-        return answer
-    values, told = [], time.monotonic()
-    for value in answer:
-        values.append(value)
-        if time.monotonic() > told + TOLD_EVERY:
-            told = time.monotonic()
-            trio.from_thread.run_sync(life.extend)
-    return values
-
-
-async def _awaited(answer: AsyncIterable[Any] | Awaitable[Any], extend: Callable[[], object]) -> Any:
-    found: Any = answer if isinstance(answer, AsyncIterable) else await answer
-    if isinstance(found, AsyncIterable):
-        values = []
-        async for value in found:
-            values.append(value)
-            if len(values) % TOLD_VALUES == 1:
-                extend()
-        return values
-    return list(found) if inspect.isgenerator(found) else found
-
-
-async def _contained(answer: AsyncIterable[Any] | Awaitable[Any], extend: Callable[[], object]) -> Any:
-    """As `_awaited`, for asyncio: a task that raises SystemExit would end the loop, and every later call with it."""
-    try:
-        return await _awaited(answer, extend)
-    except SystemExit as e:
-        raise RuntimeError(f"SystemExit: {e}") from e
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -10,7 +10,18 @@ import errno
 import os
 import traceback
 
-__all__ = ["Conflict", "DamagedState", "Emptied", "StateInUse", "UnsupportedState", "error", "leaves", "single", "told"]
+__all__ = [
+    "Conflict",
+    "DamagedState",
+    "Emptied",
+    "StateInUse",
+    "UnsupportedState",
+    "error",
+    "leaves",
+    "said",
+    "single",
+    "told",
+]
 
 
 def error(number: int, subject: object = None, why: str | None = None) -> OSError:
@@ -79,8 +90,16 @@ class DamagedState(OSError):
         super().__init__(errno.EIO, f"damaged: {why}; restore it from a copy, or choose another --state", file)
 
 
+def said(e: BaseException) -> str:
+    """An error of the integrator's code in one line, whatever its own text does."""
+    try:
+        return f"{type(e).__name__}: {e}"
+    except Exception:
+        return type(e).__name__
+
+
 def told(e: Exception) -> str:
-    """An error of the integrator's code in one line, with where it was raised."""
+    """As `said`, with where it was raised."""
     frames = traceback.extract_tb(e.__traceback__)
     place = "" if isinstance(e, SyntaxError) or not frames else f" ({frames[-1].filename}, line {frames[-1].lineno})"
-    return f"{type(e).__name__}: {e}{place}"
+    return f"{said(e)}{place}"

@@ -258,6 +258,18 @@ async def test_asyncio_callbacks_of_an_application_are_served_from_a_thread() ->
     assert len(loops) == 1
 
 
+def test_what_ended_the_server_is_told_where_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ends(*_: object, task_status: trio.TaskStatus[list[str]], **__: object) -> None:
+        task_status.started(["http://127.0.0.1:1"])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("hypercorn.trio.serve", ends)
+    with pytest.raises(ZeroDivisionError), serving(Files()):
+        for thread in threading.enumerate():
+            if thread.name == "callbacks over HTTP":
+                thread.join()
+
+
 async def test_a_unix_socket_serves_too_and_is_its_owners(tmp_path: Path) -> None:
     path = tmp_path / "app #1.sock"
     async with remote(Files(), bind=f"unix:{path}") as files:

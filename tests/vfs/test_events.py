@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import signal
@@ -440,13 +441,14 @@ async def test_half_a_million_events_are_replayed_to_a_slow_reader_without_growt
 class Recorder:
     """Hooks of each kind; the session must not notice that one fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, failure: BaseException) -> None:
+        self.failure = failure
         self.told: list[tuple[Any, ...]] = []
 
     def on_file_created(self, file: FileRef, session_id: str) -> None:
         self.told.append(("created", file.path, session_id))
         if file.path == "/bad":
-            raise RuntimeError("a hook that fails")
+            raise self.failure
 
     async def on_file_modified(self, file: FileRef, session_id: str) -> None:
         await trio.lowlevel.checkpoint()
@@ -459,10 +461,11 @@ class Recorder:
         self.told.append(("deleted", file.path))
 
 
+@pytest.mark.parametrize("failure", [RuntimeError, asyncio.CancelledError])
 async def test_hooks_are_called_in_order_and_one_that_fails_harms_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, failure: type[BaseException]
 ) -> None:
-    hooks = Recorder()
+    hooks = Recorder(failure("a hook that fails"))
     async with Session.open("work", tmp_path, options=Options(hooks=hooks)) as session:
         await write(session, 1, b"bad")
         session.mkdir(1, b"no file", 0o755, AGENT)

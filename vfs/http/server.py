@@ -129,8 +129,11 @@ def serving(target: object, **options: Any) -> Iterator[str]:
     try:
         yield url
     finally:
-        stop()
+        with contextlib.suppress(trio.RunFinishedError):
+            stop()
         thread.join()
+        if not ready.empty() and isinstance(ended := ready.get(), BaseException):
+            raise ended
 
 
 def _is_private(bind: str) -> bool:
