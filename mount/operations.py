@@ -22,6 +22,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from mount.tally import Tally
+from vfs.errors import errno_of
 from vfs.inode import Inode
 from vfs.persisted import PersistedSession
 from vfs.rules import Changes
@@ -64,7 +65,7 @@ def _answered(handler: _Handler[P, R]) -> _Handler[P, R]:
             raise
         except OSError as e:
             tally.errors += 1
-            raise FUSEError(e.errno or errno.EIO) from None
+            raise FUSEError(errno_of(e) or errno.EIO) from None
         except Exception:
             tally.errors += 1
             log.exception("%s failed", handler.__name__)

@@ -9,6 +9,7 @@ import io
 import itertools
 import math
 import os
+import socket
 import threading
 import types
 import uuid
@@ -321,6 +322,11 @@ class Mute(Exception):
         (trio.TooSlowError(), errno.ETIMEDOUT),
         (Conflict("/a"), errno.ESTALE),
         (OSError("no number"), errno.EIO),
+        (OSError("not found", "/a"), errno.EIO),
+        (FileNotFoundError("not found", "/a"), errno.ENOENT),
+        (OSError(0, "Error"), errno.EIO),
+        (OSError(1000, "no such number"), errno.EIO),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), errno.EIO),
         (KeyError("x"), errno.EIO),
         (Mute(), errno.EIO),
         (SystemExit(3), errno.EIO),

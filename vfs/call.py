@@ -40,7 +40,7 @@ import cachetools
 import trio
 
 from vfs.contained import Contained, by_trio, collected, in_thread
-from vfs.errors import said, single
+from vfs.errors import errno_of, said, single
 from vfs.loopthread import STOP_SECONDS, LoopThread
 
 __all__ = ["Answer", "AsyncLibrary", "Caller"]
@@ -55,7 +55,7 @@ EACH_END = 0.1  # seconds after which no other of many calls is begun
 
 _END: Final = object()
 
-_ERRNO: tuple[tuple[type[OSError], int], ...] = (  # of an OSError that was raised without one
+_ERRNO: tuple[tuple[type[OSError], int], ...] = (  # of an OSError that was raised without a usable one
     (FileNotFoundError, errno.ENOENT),
     (FileExistsError, errno.EEXIST),
     (PermissionError, errno.EACCES),
@@ -201,7 +201,7 @@ class Caller:
     def _os_error(self, e: BaseException, callback: str, subject: str) -> OSError:
         e = single(e.__cause__ if isinstance(e, Contained) and e.__cause__ else e)
         if isinstance(e, OSError):
-            if e.errno is not None:
+            if errno_of(e) is not None:
                 return e
             for kind, number in _ERRNO:
                 if isinstance(e, kind):

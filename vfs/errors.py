@@ -17,6 +17,7 @@ __all__ = [
     "StateInUse",
     "UnsupportedState",
     "error",
+    "errno_of",
     "leaves",
     "said",
     "single",
@@ -31,6 +32,11 @@ def error(number: int, subject: object = None, why: str | None = None) -> OSErro
         return OSError(number, text)
     name = os.fsdecode(subject) if isinstance(subject, (bytes, os.PathLike)) else str(subject)
     return OSError(number, text, name)
+
+
+def errno_of(e: OSError) -> int | None:
+    """What a program can be told; None: the error was raised without, or with a message there, or a resolver's code."""
+    return e.errno if type(e.errno) is int and e.errno in errno.errorcode else None
 
 
 def single(e: BaseException) -> BaseException:
