@@ -14,7 +14,7 @@ import threading
 import types
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, BinaryIO
 
 import pytest
@@ -502,6 +502,15 @@ async def test_a_wrong_answer_is_eio_and_says_what_was_expected(
     assert "expected" in caplog.text
 
 
+class Nameless:
+    def __repr__(self) -> str:
+        raise RuntimeError("detached from its database")
+
+
+def made(path: str, created_at: Any) -> FileRef:
+    return FileRef(path=path, size=0, created_at=created_at)
+
+
 BAD_ENTRIES: list[tuple[object, str]] = [
     ("../up", "a segment '..'"),
     ("a/../b", "a segment '..'"),
@@ -518,6 +527,17 @@ BAD_ENTRIES: list[tuple[object, str]] = [
     (b"bytes", "a bytes, not a str or FileRef"),
     (None, "a NoneType, not a str or FileRef"),
     (ref("sized", size="5"), "size '5'"),  # type: ignore[arg-type]
+    (ref("sized", size=2**63), f"size {2**63}"),
+    (ref("dated", mtime_ns=2**70), f"mtime_ns {2**70}"),
+    (ref("dated", mtime_ns=-(2**70)), f"mtime_ns -{2**70}"),
+    (made("dated", "2024-01-01"), "created_at '2024-01-01'"),
+    (made("dated", None), "created_at None"),
+    (made("dated", date(2024, 1, 1)), "created_at datetime.date(2024, 1, 1)"),
+    (made("dated", datetime(1, 1, 1)), "created_at datetime.datetime(1, 1, 1, 0, 0)"),
+    (made("dated", datetime.max.replace(tzinfo=UTC)), "created_at datetime.datetime(9999, 12, 31"),
+    (ref("lone", version="\ud800"), "surrogates not allowed"),
+    (ref("lone", storage_url="\ud800"), "surrogates not allowed"),
+    (Nameless(), "a Nameless, not a str or FileRef"),
     ("good", "listed twice"),
 ]
 
@@ -533,6 +553,34 @@ async def test_a_bad_entry_of_a_listing_is_left_out_and_named(entry: object, rea
     assert reason in why
     await files.list()
     assert len(caplog.records) == 1, "the same complaint is not repeated"
+
+
+class Text(str):
+    """As of a template engine or numpy."""
+
+    def __str__(self) -> str:
+        return "not the text"
+
+
+class Moment(datetime):
+    """As of pandas or pendulum."""
+
+
+async def test_text_and_times_of_kinds_of_their_own_become_plain_ones() -> None:
+    told = FileRef(
+        path=Text("a"),
+        size=1,
+        content_type=Text("text/plain"),
+        checksum=Text("0f"),
+        storage_url=Text("db://1"),
+        created_at=Moment(2026, 1, 2, tzinfo=UTC),
+        version=Text("v1"),
+    )
+    [found, bare] = await Persistence({"on_list": lambda *_: [told, Text("/b")]}).list()
+    assert (found.path, found.version, bare.path) == ("a", "v1", "b")
+    assert found.created_at == datetime(2026, 1, 2, tzinfo=UTC)
+    texts = (found.path, found.content_type, found.checksum, found.storage_url, found.version, bare.path)
+    assert {type(text) for text in texts} == {str} and type(found.created_at) is datetime
 
 
 async def test_a_file_where_others_need_a_directory_is_left_out(caplog: Log) -> None:

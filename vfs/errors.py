@@ -20,6 +20,7 @@ __all__ = [
     "errno_of",
     "leaves",
     "said",
+    "shown",
     "single",
     "told",
 ]
@@ -102,6 +103,14 @@ def said(e: BaseException) -> str:
         return f"{type(e).__name__}: {e}"
     except Exception:
         return type(e).__name__
+
+
+def shown(value: object) -> str:
+    """An object of the integrator's, for a log line, whatever its own text does."""
+    try:
+        return repr(value)[:200]
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def told(e: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["normalised"]
+__all__ = ["normalised", "plain"]
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,15 @@ def normalised(answer: Mapping[Any, Any], subject: str) -> dict[str, str]:
         except ValueError as e:
             log.warning("%s: metadata %.100r is left out: %s", subject, key, e)
     return metadata
+
+
+def plain(text: str) -> str:
+    """`text` as a str and nothing more, which alone can be written. ValueError if it is no Unicode."""
+    if type(text) is not str:
+        text = str.__str__(text)
+    if not text.isascii():
+        text.encode()
+    return text
 
 
 def _key(key: object) -> str:
