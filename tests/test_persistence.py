@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from vfs.callbacks import Change, Context, discover, load
+from vfs.callbacks import Change, Context, FileSystemCallbacks, discover, load
 from vfs.errors import Conflict
 from vfs.fileref import FileRef
 from vfs.persistence import UNKNOWN_SIZE, Persistence
@@ -116,6 +116,16 @@ class Made:
         return self.content
 
 
+class Inheriting(FileSystemCallbacks):
+    def on_read(self, scope: object, path: str, context: Context) -> bytes:
+        return b"inherits"
+
+
+class InheritingStatic(FileSystemCallbacks):
+    def on_read(scope: object, path: str, context: Context) -> bytes:  # type: ignore[override]
+        return b"inherits"
+
+
 MODULE = types.ModuleType("files")
 MODULE.on_read = lambda scope, path, context: b"module"  # type: ignore[attr-defined]
 
@@ -128,6 +138,8 @@ MODULE.on_read = lambda scope, path, context: b"module"  # type: ignore[attr-def
         (ByClass, b"ByClass"),
         (Made, b"instance"),
         (Made(), b"instance"),
+        (Inheriting, b"inherits"),
+        (InheritingStatic, b"inherits"),
         (MODULE, b"module"),
         ({"on_read": functools.partial(lambda content, *_: content, b"partial")}, b"partial"),
     ],

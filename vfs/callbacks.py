@@ -210,6 +210,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 def discover(target: object) -> dict[str, Callable[..., Any]]:
     """The callbacks that `target` has, by name. TypeError names what cannot be called as the contract calls it.
 
+    What it inherits of the Protocols above does not count: it would answer None to everything, a write too.
+
     A class is used as it is where its callbacks take no `self` (static methods, class methods, plain functions that
     begin with the scope), and instantiated without arguments otherwise.
     """
@@ -219,7 +221,8 @@ def discover(target: object) -> dict[str, Callable[..., Any]]:
         found = {name: target[name] for name in ARGUMENTS if target.get(name) is not None}
     else:
         target = made(target)
-        found = {name: fn for name in ARGUMENTS if (fn := getattr(target, name, None)) is not None}
+        functions = {name: getattr(target, name, None) for name in ARGUMENTS}
+        found = {name: fn for name, fn in functions.items() if fn is not None and not _is_stub(fn)}
     if not found:
         raise TypeError(f"no callback in {_named(target)}; it needs at least one of {', '.join(ARGUMENTS)}")
     for name, function in found.items():
@@ -239,7 +242,13 @@ def made(target: object) -> object:
 
 def _wants_self(cls: type, name: str) -> bool:
     function = inspect.getattr_static(cls, name, None)
-    return inspect.isfunction(function) and next(iter(inspect.signature(function).parameters), None) == "self"
+    if not inspect.isfunction(function) or _is_stub(function):
+        return False
+    return next(iter(inspect.signature(function).parameters), None) == "self"
+
+
+def _is_stub(function: object) -> bool:
+    return getattr(function, "__module__", None) == __name__
 
 
 def _check_arguments(target: object, name: str, function: object) -> None:
