@@ -279,10 +279,10 @@ class Conflicts:
         inode = self.namespace.inodes.get(held.ino)
         others = [remote.entries[other] for other in remote.paths(held.ino) if other != path]
         if inode is not None and inode.remote and all(other.generation < held.generation for other in others):
-            self.lost(inode, is_clean=inode.generation == held.generation)
+            self.give_up(inode, is_clean=inode.generation == held.generation)
         self.session.commit(Removed(path))
 
-    def lost(self, inode: Inode, *, is_clean: bool) -> None:
+    def give_up(self, inode: Inode, *, is_clean: bool) -> None:
         """What of the file is not here is nowhere any more. A clean one goes; what was written here stays."""
         if not is_clean:
             self.session.hydration.give_up(inode)

@@ -312,7 +312,7 @@ class Transfer:
         remote = self.namespace.remote
         if (newest := remote.newest(inode.ino)) is None:
             known = self.session.hydration.map(inode)
-            self.conflicts.lost(inode, is_clean=known.missing == known.blocks)
+            self.conflicts.give_up(inode, is_clean=known.missing == known.blocks)
             return
         try:
             await self.session.hydration.complete(inode)
