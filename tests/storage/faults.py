@@ -67,7 +67,7 @@ class FaultProxy:
     `page`: listings come so many keys at a time, from a server that does not check signatures. `unheeded`: a method,
     and a header of its requests that does not arrive, as on a server that does not know it. `weak`: ETags become weak,
     as those of what a proxy compresses do. `lacking`: a header that answers come without.
-    `chunked`: answers to GETs come in chunks, without a length.
+    `chunked`: answers to GETs come in chunks, without a length. `replaced`: what is another text in their heads.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -79,6 +79,7 @@ class FaultProxy:
         self.weak = False
         self.lacking: str | None = None
         self.chunked = False
+        self.replaced: tuple[bytes, bytes] | None = None
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
@@ -210,6 +211,8 @@ class FaultProxy:
             head = re.sub(rb"(?im)^%s:.*\r\n" % self.lacking.encode(), b"", head + separator, count=1)[
                 : -len(separator)
             ]
+        if self.replaced is not None:
+            head = head.replace(*self.replaced)
         return head + separator + body
 
 

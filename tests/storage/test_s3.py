@@ -315,6 +315,25 @@ async def test_a_refusal_may_come_in_chunks(proxy: FaultProxy, moto: Server, ope
     assert s3.bucket.counts["retries"] == 0
 
 
+@pytest.mark.parametrize("plain", [True, False], ids=["sockets", "obstore"])
+async def test_metadata_that_is_not_ascii_is_in_nobodys_way(
+    proxy: FaultProxy, moto: Server, open_s3: Open, plain: bool
+) -> None:
+    s3 = await open_s3(proxy.url, moto.new_bucket())
+    target = {"Bucket": s3.bucket.name, "Metadata": {"author": "Renee"}}
+    moto.client().put_object(Key="sessions/work/f", Body=b"content", **target)  # type: ignore[arg-type]
+    moto.client().put_object(Key="sessions/work/empty", Body=b"", **target)  # type: ignore[arg-type]
+    proxy.replaced = (b"Renee", "Renée".encode())
+    await s3.check()
+    s3.bucket.plain_ranges = plain
+    ref = await s3.on_stat(None, "/f", {})
+    assert await s3.on_read(None, "/f", {"if_version": ref.version}) == b"content"
+    assert await s3.read("empty") == b""
+    assert bytes(await s3.on_read_range(None, "/f", 3, 9, {"if_version": ref.version})) == b"tent"
+    await s3.on_move(None, "/f", "/g", {"if_version": ref.version})
+    assert [one.path for one in await s3.on_list(None, {})] == ["empty", "g"]
+
+
 async def test_where_a_delete_cannot_be_conditional_it_asks_first(
     proxy: FaultProxy, moto: Server, open_s3: Open, caplog: pytest.LogCaptureFixture
 ) -> None:

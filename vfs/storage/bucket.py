@@ -32,6 +32,7 @@ from vfs.storage.failures import (
     AccessDenied,
     BucketMissing,
     NotPartial,
+    NotText,
     Unavailable,
     explain,
     explain_answer,
@@ -149,7 +150,13 @@ class Bucket:
         if span is not None:
             by_plain = functools.partial(self._plain.get, target=self.target(key), span=span, version=version)
         read = functools.partial(self._read_range, key, by_obstore, by_plain)
-        blob = await read()
+        try:
+            blob = await read()
+        except NotText:
+            found = await self.stat(key)
+            if not found.size:
+                return Blob.of(found, memoryview(b""))
+            return await self.get(key, span=(0, found.size), version=found.version if version is None else version)
         if await self._is_spoiled(blob):
             again = await read()
             # Read the same twice it is what the server has, whatever its ETag means (that of SSE-KMS looks like an
@@ -188,6 +195,8 @@ class Bucket:
         if not self.plain_ranges:
             try:
                 return await self._read(key, by_obstore)
+            except NotText:
+                log.debug("%s: by sockets of our own, as obstore refuses its metadata", key)
             except NotPartial:
                 self.plain_ranges = True
                 log.info("%s answers ranged reads with status 200, which obstore refuses", self.name)

@@ -5,14 +5,15 @@ version that was asked for, as some servers ignore If-Match."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vfs.errors import Conflict
 from vfs.storage.buffers import Buffers
 from vfs.storage.endpoint import Clients
-from vfs.storage.failures import NotPartial, Unavailable, is_out_of_range
+from vfs.storage.failures import NotPartial, NotText, Unavailable, is_not_text, is_out_of_range
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult
@@ -129,6 +130,8 @@ def _ask(clients: Clients, key: str, span: Span | None, version: str | None) -> 
             return None
         if "non-partial" in str(e):
             raise NotPartial(key) from e
+        if is_not_text(e):
+            raise NotText(key) from e
         raise
     meta = result.meta
     found = same(key, version, version_of(meta["e_tag"]))
@@ -145,9 +148,22 @@ def nothing_there(clients: Clients, key: str, version: str | None) -> Blob:
 
 
 def stat(clients: Clients, *, key: str) -> Found:
-    result = clients.store.get(key, options={"head": True})
+    try:
+        result = clients.store.get(key, options={"head": True})
+    except Exception as e:
+        if is_not_text(e):
+            return _stat_by_boto(clients, key)
+        raise
     meta = result.meta
     return Found(meta["size"], version_of(meta["e_tag"]), meta["last_modified"], dict(result.attributes))
+
+
+def _stat_by_boto(clients: Clients, key: str) -> Found:
+    config: Mapping[str, Any] = clients.store.config
+    payer: dict[str, Any] = {"RequestPayer": "requester"} if config.get("request_payer") == "true" else {}
+    said = clients.boto.head_object(Bucket=config["bucket"], Key=key, **payer)
+    metadata = {**said["Metadata"], "Content-Type": said.get("ContentType", "")}
+    return Found(said["ContentLength"], version_of(said["ETag"]), said["LastModified"], metadata)
 
 
 def same(key: str, wanted: str | None, found: str) -> str:

@@ -21,11 +21,13 @@ __all__ = [
     "BucketMissing",
     "CleanupIncomplete",
     "NotPartial",
+    "NotText",
     "Refused",
     "Unavailable",
     "explain",
     "explain_answer",
     "for_readers",
+    "is_not_text",
     "is_out_of_range",
 ]
 
@@ -65,6 +67,13 @@ class NotPartial(Refused):
 
     def __init__(self, what: str) -> None:
         super().__init__(what, "a ranged read was answered with status 200")
+
+
+class NotText(Refused):
+    """The object's user metadata is not ASCII, which obstore does not take; boto3 and `vfs.storage.plain` do."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, "the object's metadata is not ASCII")
 
 
 class CleanupIncomplete(OSError):
@@ -141,6 +150,11 @@ def explain_answer(status: int, body: str, what: str) -> OSError:
     """The OSError for an answer that is no success."""
     code = _CODE.search(body)
     return from_answer(status, code[1] if code else "", "", what)
+
+
+def is_not_text(failure: Exception) -> bool:
+    """Whether obstore refuses an answer for the metadata that came with it."""
+    return "contained non UTF-8 characters" in str(failure)
 
 
 def is_out_of_range(failure: Exception) -> bool:
