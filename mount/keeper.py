@@ -202,7 +202,7 @@ class Keeper:
                 if call.name == "adopt":
                     self._let_go(kept)
                 return
-        except (OSError, msgspec.MsgspecError) as error:
+        except Exception as error:  # whatever a stranger sends
             log.warning("%s: who asked for it is gone, or no supervisor: %s", kept.session, error)
         self._selector.unregister(peer)
         peer.close()

@@ -81,7 +81,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypa
     assert keeping.tries == 4
 
 
-@pytest.mark.parametrize("message", [b"\xc1", b"\x00", msgspec.msgpack.encode(Reply(1))])
+@pytest.mark.parametrize("message", [b"\xc1", b"\xa2\xff\xff", b"\x91" * 9999, msgspec.msgpack.encode(Reply(1))])
 def test_what_is_no_supervisor_s_message_is_not_listened_to(message: bytes, tmp_path: Path) -> None:
     keeping = Keeping(tmp_path, lambda _: WORKER)
     keeping.start()
