@@ -248,8 +248,12 @@ class Mounted:
         start = msgspec.convert(about["start"], Start)
         try:
             self._check_adoptable(bool(about["supervised"]), start.config)
+            where = start.config.mountpoint_path
+            if not about.get("asleep") and not mountpoint.is_mounted(where, start.connection.device):
+                await self._see_off(worker)
         except OSError:
             os.close(self.fd)
+            self.fd = -1
             channel.close()
             raise
         await channel.call("adopt")
@@ -272,6 +276,15 @@ class Mounted:
                 if not renew:
                     raise
                 log.error("%s: no worker of the new program could be started: %s", self.config.session, error)
+
+    async def _see_off(self, worker: WorkerHandle) -> None:
+        """Its mount is gone, so it is about to end. What it waits for stays pending, for the next worker."""
+        with trio.move_on_after(START_LIMIT):
+            with contextlib.suppress(BrokenChannel):
+                await worker.channel.call("hurry")
+            await worker.gone.wait()
+            raise BrokenChannel("the session was being unmounted")
+        raise OSError(errno.EBUSY, "programs still use its last mount, which is on no directory", self.config.session)
 
     async def resume(self, fd: int, known: Connection) -> None:
         """Go on with a mount of which nothing is left but the descriptor."""

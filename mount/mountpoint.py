@@ -99,6 +99,13 @@ def mounted_on(path: Path) -> Entry | None:
     return found
 
 
+def is_mounted(path: Path, device: str) -> bool:
+    """Is this very file system mounted there, if beneath another?"""
+    wanted = os.fsencode(path)
+    with open("/proc/self/mountinfo", "rb") as file:
+        return any(entry.mountpoint == wanted and entry.device == device for entry in parse_mountinfo(file.read()))
+
+
 def resolve(path: str | os.PathLike[str]) -> Path:
     """The mountpoint's absolute path without links. What is mounted there is not touched: it may be dead, or wait.
     An empty one is refused: it would be the current directory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -192,6 +193,22 @@ def test_an_orphan_that_is_unmounted_leaves_no_process(mounted: Mount) -> None:
     assert ends(worker)
     assert ends(zygote)
     assert mounted("keeper").stop()["files"] == 1
+
+
+def test_an_orphan_that_was_being_unmounted_is_mounted_anew_and_keeps_what_is_pending(
+    mounted: Mount, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    options = "--callbacks", "tests.daemon.slow:STORE", "--scope", json.dumps(str(gate))
+    session = mounted("leaving", *options)
+    (session.path / "file").write_bytes(b"kept")
+    session.process.terminate()
+    assert within(lambda: not os.path.ismount(session.path))  # it waits for the storage
+    kill_supervisor(session)
+    second = mounted("leaving", *options)
+    assert (second.path / "file").read_bytes() == b"kept"
+    gate.touch()
+    assert second.stop()["pending"] == 0
 
 
 def test_an_idle_session_outlives_even_its_supervisor(mounted: Mount) -> None:
