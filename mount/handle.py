@@ -66,7 +66,7 @@ class WorkerHandle:
         """Until it serves; raises what it failed with."""
         with trio.move_on_after(limit) as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_after, self.gone, nursery.cancel_scope)
+                nursery.start_soon(cancel_after, self.gone, nursery.cancel_scope)
                 await self.ready.wait()
                 nursery.cancel_scope.cancel()
         if scope.cancelled_caught:
@@ -116,6 +116,6 @@ class WorkerHandle:
         return bool(left)
 
 
-async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+async def cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()

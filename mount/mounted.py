@@ -27,7 +27,7 @@ from mount import fdstore, holders, liveness, mountpoint, readiness, resend
 from mount.attachment import attach
 from mount.channel import BrokenChannel, Channel, pair
 from mount.config import Connection, MountConfig, Receipt, Start
-from mount.handle import WorkerHandle
+from mount.handle import WorkerHandle, cancel_after
 from mount.keeper import next_delay
 from mount.spawner import Child, Spawner
 
@@ -162,7 +162,7 @@ class Mounted:
     async def _wake(self) -> None:
         """Wait for a request, and start a worker for it."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_after, self._woken, nursery.cancel_scope)
+            nursery.start_soon(cancel_after, self._woken, nursery.cancel_scope)
             nursery.start_soon(self._stay_kept)
             await self._asked()
             nursery.cancel_scope.cancel()
@@ -331,14 +331,21 @@ class Mounted:
     # ---- the end
 
     async def stop(self) -> Receipt:
-        """Unmount, write everything back, and return the receipt. What still uses the mount is named, and loses it."""
+        """Unmount, write everything back, and return the receipt. What still uses the mount is named, and loses it.
+        Where that fails, `run` is to be called again."""
         self._running.cancel()
-        await self._ran.wait()
+        with trio.CancelScope(shield=True):
+            await self._ran.wait()
         if self.receipt is None:
-            self.phase = "stopping"
-            await self._flush_pages()
-            await trio.to_thread.run_sync(self._detach)
-            self.receipt = await self._stop_worker()
+            before, self.phase = self.phase, "stopping"
+            try:
+                await self._flush_pages()
+                await trio.to_thread.run_sync(self._detach)
+                self.receipt = await self._stop_worker()
+            except BaseException:
+                self.phase = before
+                self._running, self._ran = trio.CancelScope(), trio.Event()
+                raise
             await self._close()
         return self.receipt
 
@@ -398,8 +405,3 @@ class Mounted:
             "restarts": self.restarts,
             "last_death": self.last_death,
         }
-
-
-async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()

@@ -140,7 +140,11 @@ class Supervisor:
     async def unmount(self, session: str) -> Receipt:
         """Unmount, write everything back; the receipt says what is there, and what is still pending."""
         mounted = self._mounts[session]
-        receipt = self.receipts[session] = await mounted.stop()
+        try:
+            receipt = self.receipts[session] = await mounted.stop()
+        except BaseException:  # the mount is there still, and must be served
+            self._nursery.start_soon(self._keep, mounted)
+            raise
         self._mounts.pop(session, None)
         return receipt
 

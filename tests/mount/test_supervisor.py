@@ -187,6 +187,23 @@ async def test_an_idle_session_loses_its_worker_and_the_next_request_starts_one(
     assert supervisor.receipts["work"].files == 1  # stopped while it was idle
 
 
+async def test_a_session_that_could_not_be_unmounted_is_served_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path, idle_after=0.3, hang_limit=0.2) as (supervisor, mounted, path):
+        await in_thread((path / "file").write_bytes, b"kept")
+        await until(lambda: mounted.phase == "idle")
+
+        async def employ(**how: object) -> None:
+            raise OSError("no worker could be started")
+
+        with monkeypatch.context() as broken, pytest.raises(OSError, match="no worker could be started"):
+            broken.setattr(mounted, "_employ", employ)
+            await supervisor.unmount("work")
+        with trio.fail_after(30):
+            assert await trio.to_thread.run_sync(os.listdir, path, abandon_on_cancel=True) == ["file"]
+
+
 async def test_an_idle_session_that_is_unmounted_from_outside_ends_with_its_receipt(tmp_path: Path) -> None:
     async with serving(tmp_path, idle_after=0.3, hang_limit=0.2) as (supervisor, mounted, path):
         await until(lambda: mounted.phase == "idle")
