@@ -16,7 +16,6 @@ from typing import Any, Final, TypeVar
 import msgspec
 import trio
 
-from mount import readiness
 from mount.audit import Audit
 from mount.hosted import Hosted, receipt_of
 from mount.listener import Peer
@@ -31,7 +30,6 @@ from mount.settings import Settings
 from mount.supervisor import Supervisor
 from mount.webhooks import Webhooks
 from vfs.fileref import generate_session_id, validate_session_id
-from vfs.policy import Policy
 
 log = logging.getLogger(__name__)
 
@@ -132,17 +130,19 @@ class Daemon:
 
     async def mount(self, session: str, peer: Peer) -> SessionStatus:
         hosted = self.get(session)
-        async with hosted.lock:
+        async with hosted.changing():
             await self.note("session.mount", session, peer)
             await self._define(hosted, mounted=True)
             if hosted.mounted is None:
                 await self._mount(hosted)
+            else:
+                hosted.enter("mounted")  # so it is also where it could not be unmounted
         return await hosted.status()
 
     async def unmount(self, session: str, peer: Peer, *, force: bool = False) -> SessionReceipt:
         """A sync, then no mount any more. EBUSY while containers hold it, unless forced."""
         hosted = self.get(session)
-        async with hosted.lock:
+        async with hosted.changing():
             if hosted.definition.holders and not force:
                 users = f"{len(hosted.definition.holders)} container(s) use this volume; stop them, or use --force"
                 raise OSError(errno.EBUSY, users, session)
@@ -157,7 +157,7 @@ class Daemon:
         that are still pending, unless forced.
         """
         hosted = self.get(session)
-        async with hosted.lock:
+        async with hosted.changing():
             if hosted.definition.holders and not force:
                 raise OSError(errno.EBUSY, "containers use this volume; stop them first", session)
             if hosted.is_local and not purge:
@@ -177,7 +177,7 @@ class Daemon:
     async def set_policy(self, session: str, fields: dict[str, Any], peer: Peer) -> SessionStatus:
         """Some fields of the policy changed, in force when this returns."""
         hosted = self.get(session)
-        async with hosted.lock:
+        async with hosted.changing():
             policy = hosted.definition.policy.changed(fields)
             await self.note("session.policy", session, peer, **fields)
             await self._define(hosted, policy=policy)
@@ -185,16 +185,11 @@ class Daemon:
                 hosted.mounted.config = msgspec.structs.replace(  # of later workers
                     hosted.mounted.config, policy=policy, idle_after=policy.idle_seconds or 0.0
                 )
-                await self._flush_pages(hosted, policy)
+                if policy.read_only:
+                    await hosted.flush_pages()
                 while not await hosted.ask("policy", self.settings.deadline, policy=msgspec.to_builtins(policy)):
                     await hosted.renew()
         return await hosted.status()
-
-    async def _flush_pages(self, hosted: Hosted, policy: Policy) -> None:
-        """Before a session becomes read-only: what programs changed in shared mappings would be lost."""
-        if policy.read_only:
-            with trio.move_on_after(self.settings.deadline):
-                await trio.to_thread.run_sync(readiness.flush_pages, hosted.mountpoint, abandon_on_cancel=True)
 
     async def sync(self, session: str, peer: Peer) -> SessionReceipt:
         """A barrier; see `vfs.Session.sync`."""
@@ -234,7 +229,7 @@ class Daemon:
     async def hold(self, session: str, holder: str, peer: Peer) -> Hosted:
         """One user more; when this returns, real I/O works. The user is remembered over a restart of the daemon."""
         hosted = self.get(session)
-        async with hosted.lock:
+        async with hosted.changing():
             before = hosted.definition
             await self.note("session.hold", session, peer, holder=holder)
             holders = tuple(dict.fromkeys((*before.holders, holder)))
@@ -253,7 +248,7 @@ class Daemon:
     async def release(self, session: str, holder: str, peer: Peer) -> SessionReceipt | None:
         """One user less. After the last one everything is synced, and what Docker made is unmounted; the receipt."""
         hosted = self.get(session)
-        async with hosted.lock:
+        async with hosted.changing():
             left = tuple(other for other in hosted.definition.holders if other != holder)
             await self.note("session.release", session, peer, holder=holder)
             await self._define(hosted, holders=left)
@@ -385,6 +380,7 @@ class Daemon:
             await trio.to_thread.run_sync(remove_state, self.settings.state_path / hosted.session)
         await trio.to_thread.run_sync(remove_empty, hosted.mountpoint)
         self.hosted.pop(hosted.session, None)
+        hosted.is_removed = True
 
     async def _define(self, hosted: Hosted, **fields: Any) -> None:
         if hosted.session in self.registry:

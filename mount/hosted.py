@@ -6,11 +6,14 @@ wait for them. Owned by `daemon`.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import secrets
 import signal
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +43,7 @@ class Hosted:
         self.mounted: Mounted | None = None
         self.leaving: Mounted | None = None  # while it is being unmounted: its worker still says what is pending
         self.changed = trio.Event()
+        self.is_removed = False
         self._settings = settings
         self._probing = trio.Lock()
         self._told: dict[str, Any] = {}  # a worker's last status, which holds on while the session is idle
@@ -56,6 +60,14 @@ class Hosted:
     @property
     def mountpoint(self) -> Path:
         return self._settings.root_path / self.session
+
+    @contextlib.asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """For one change at a time. FileNotFoundError if the session was removed by the one before."""
+        async with self.lock:
+            if self.is_removed:
+                raise FileNotFoundError(errno.ENOENT, "the session was removed meanwhile", self.session)
+            yield
 
     def enter(self, state: State, error: str | None = None) -> None:
         self.state, self.error = state, error
@@ -105,6 +117,11 @@ class Hosted:
         if worker is not None and not worker.gone.is_set():
             worker.child.kill(signal.SIGKILL)
             await worker.gone.wait()
+
+    async def flush_pages(self) -> None:
+        """Before a session becomes read-only: what programs changed in shared mappings would be lost."""
+        with trio.move_on_after(self._settings.deadline):
+            await trio.to_thread.run_sync(readiness.flush_pages, self.mountpoint, abandon_on_cancel=True)
 
     async def status(self) -> SessionStatus:
         definition = self.definition
