@@ -257,9 +257,11 @@ class Daemon:
             if hosted.definition.volume:
                 await self._define(hosted, mounted=False)
                 return await self._unmount(hosted)
-            receipt = msgspec.convert(await hosted.ask("sync", SYNC_LIMIT), SessionReceipt)
-            await self._define(hosted, receipt=msgspec.to_builtins(receipt))
-            return receipt
+        receipt = msgspec.convert(await hosted.ask("sync", SYNC_LIMIT), SessionReceipt)  # nothing else waits for that
+        async with hosted.changing():
+            if hosted.mounted is not None:
+                await self._define(hosted, receipt=msgspec.to_builtins(receipt))
+        return receipt
 
     # ---- health
 

@@ -46,7 +46,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 async def serve(settings: Settings) -> None:
-    """Until SIGTERM or SIGINT; then everything is synced and unmounted. At SIGHUP: `Supervisor.upgrade`."""
+    """Until SIGTERM or SIGINT; then everything is synced and unmounted, for which a second one ends the waiting. At
+    SIGHUP: `Supervisor.upgrade`."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session takes three descriptors, a client one
     prepare(settings)
@@ -90,7 +91,17 @@ async def _serve(
             log.info("%s: stopping", signal.Signals(number).name)
             notify("STOPPING=1")
             nursery.cancel_scope.cancel()
-    await daemon.close()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_hurry, signals, supervisor)
+        await daemon.close()
+        nursery.cancel_scope.cancel()
+
+
+async def _hurry(signals: AsyncIterator[int], supervisor: Supervisor) -> None:
+    """A second signal ends the waiting for storages: what they do not take now stays pending, for the next start."""
+    async for number in signals:
+        if number != signal.SIGHUP:
+            await supervisor.hurry()
 
 
 async def _upgrade(daemon: Daemon, supervisor: Supervisor) -> None:

@@ -215,7 +215,7 @@ class Worker:
             receipt = self.session.receipt()
             why = receipt.reasons[0] if receipt.reasons else None
             log.warning(
-                "%s: waiting for %d changes to be written back%s; a second signal to `up` leaves them for the next one",
+                "%s: waiting for %d changes to be written back%s; a second signal to `up` or `serve` ends that",
                 *(self.session.id, receipt.pending, f" ({printable(why.path)}: {why.error})" if why else ""),
             )
 

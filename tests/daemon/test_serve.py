@@ -89,6 +89,20 @@ def test_sessions_come_back_after_a_restart_and_after_a_power_cut(serving: Serve
     assert third.json("status", "c")["state"] == "unmounted"
 
 
+def test_a_second_signal_ends_the_waiting_for_a_storage_that_does_not_answer(serving: Serve, tmp_path: Path) -> None:
+    daemon = serving()
+    gate = tmp_path / "gate"
+    daemon.run("new", "work", "--callbacks", "tests.daemon.slow:STORE", "--scope", json.dumps(str(gate)))
+    (daemon.root / "work" / "file").write_bytes(b"kept")
+    daemon.process.terminate()
+    until(lambda: not daemon.mounts())
+    daemon.stop()
+    again = serving()
+    again.run("wait", "work")
+    assert (again.root / "work" / "file").read_bytes() == b"kept"
+    gate.touch()
+
+
 def test_one_session_that_cannot_be_mounted_holds_up_no_other_and_is_tried_again(serving: Serve) -> None:
     first = serving()
     for name in ("a", "b"):

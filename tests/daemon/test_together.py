@@ -16,7 +16,7 @@ import trio.testing
 from mount.audit import Audit
 from mount.daemon import Daemon
 from mount.listener import Peer
-from mount.messages import NewSession
+from mount.messages import NewSession, SessionHealth
 from mount.mounted import Mounted
 from mount.settings import Settings, Workers
 from mount.supervisor import Supervisor
@@ -79,3 +79,32 @@ async def test_what_could_not_be_unmounted_is_mounted_again_by_mount(tmp_path: P
         hosted.enter("failed", "no worker could be started")
         status = await daemon.mount("work", US)
         assert (status.state, status.error) == ("mounted", None)
+
+
+async def test_nothing_waits_for_the_sync_after_the_last_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as daemon:
+        await daemon.new(NewSession(session="work", mount=False), US)
+        hosted, synced = daemon.hosted["work"], trio.Event()
+        hosted.mounted = cast(Mounted, SimpleNamespace())
+
+        async def ask(what: str, seconds: float) -> dict[str, object]:
+            await synced.wait()
+            return {"session": "work", "files": 1, "bytes": 2, "pending": 0}
+
+        async def probe(deadline: float) -> SessionHealth:
+            return SessionHealth(session="work", healthy=True, seconds=0.0)
+
+        monkeypatch.setattr(hosted, "ask", ask)
+        monkeypatch.setattr(hosted, "probe", probe)
+        await daemon.hold("work", "first", US)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(daemon.release, "work", "first", US)
+                await trio.testing.wait_all_tasks_blocked()
+                await daemon.hold("work", "second", US)
+                assert hosted.definition.receipt is None
+                synced.set()
+        assert hosted.definition.holders == ("second",)
+        assert hosted.definition.receipt is not None
