@@ -17,6 +17,7 @@ import msgspec
 
 from mount.quietlog import masked
 from mount.tally import Tally
+from vfs.errors import brief
 from vfs.persisted import PersistedSession
 from vfs.session import Session
 from vfs.stats import backlog
@@ -54,9 +55,9 @@ def _persisted(session: PersistedSession) -> dict[str, Any]:
         left_out |= persistence.left_out
     stuck = [pending for pending in session.writeback.queue if pending.stuck]
     return {
-        "left_out": {printable(name): why for name, why in islice(left_out.items(), NAMED)},
+        "left_out": {brief(printable(name)): brief(why) for name, why in islice(left_out.items(), NAMED)},
         "left_out_in_all": len(left_out),
-        "stuck": {printable(os.fsdecode(pending.path)): str(pending.error) for pending in stuck[:NAMED]},
+        "stuck": {brief(printable(os.fsdecode(pending.path))): brief(str(pending.error)) for pending in stuck[:NAMED]},
         "stuck_in_all": len(stuck),
         "pending": left.changes,
         "dirty_bytes": left.dirty,

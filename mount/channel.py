@@ -2,7 +2,8 @@
 
 Supervisor and worker talk through one; so does a new supervisor that takes a worker over. Each side may call the other
 at any time, and calls overlap. One `serve` task reads; a call made after the peer is gone raises BrokenChannel at once,
-one that is under way when it goes raises BrokenChannel too.
+one that is under way when it goes raises BrokenChannel too. What is too long for a message is an error of who sends it;
+a peer that sends what is none is not listened to any more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import logging
 import os
 import socket
 import struct
@@ -20,6 +22,8 @@ import msgspec
 import trio
 
 from mount.config import Failure
+
+log = logging.getLogger(__name__)
 
 MAX_MESSAGE: Final = 128 * 1024
 MAX_DESCRIPTORS: Final = 8
@@ -78,6 +82,14 @@ def last_words(error: BaseException) -> bytes:
     return msgspec.msgpack.encode(Call(0, "failed", {"failure": msgspec.to_builtins(Failure.of(error))}))
 
 
+def packed(message: msgspec.Struct) -> bytes:
+    """As it goes through a socket; OSError where it is too long for that."""
+    encoded = msgspec.msgpack.encode(message)
+    if len(encoded) > MAX_MESSAGE:
+        raise OSError(errno.EMSGSIZE, f"{len(encoded)} bytes are too many for one message; {MAX_MESSAGE} are allowed")
+    return encoded
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -94,6 +106,8 @@ class Channel:
         self._next_id = 1
         self._calls: dict[int, trio.MemorySendChannel[tuple[Reply, list[int]]]] = {}
         self.closed = trio.Event()
+        self.garbled = False
+        """Has the peer sent what is no message?"""
 
     async def call(
         self, name: str, arguments: dict[str, Any] | None = None, descriptors: tuple[int, ...] = ()
@@ -117,7 +131,7 @@ class Channel:
         return reply.result, fds
 
     async def _send(self, message: Call | Reply, descriptors: tuple[int, ...]) -> None:
-        encoded = msgspec.msgpack.encode(message)
+        encoded = packed(message)
         async with self._sending:
             try:
                 await self._sock.sendmsg([encoded], pack_descriptors(descriptors))
@@ -143,14 +157,24 @@ class Channel:
     async def _receive(self) -> tuple[Call | Reply, list[int]] | None:
         space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
         try:
-            encoded, ancillary, _, _ = await self._sock.recvmsg(MAX_MESSAGE, space)
+            encoded, ancillary, flags, _ = await self._sock.recvmsg(MAX_MESSAGE, space)
         except (OSError, trio.ClosedResourceError) as error:
             if isinstance(error, OSError) and error.errno not in _GONE:
                 raise
             return None
         if not encoded:
             return None
-        return _decoder.decode(encoded), unpack_descriptors(ancillary)
+        descriptors = unpack_descriptors(ancillary)
+        try:
+            if flags & socket.MSG_TRUNC:
+                raise ValueError(f"longer than {MAX_MESSAGE} bytes")
+            return _decoder.decode(encoded), descriptors
+        except Exception as error:  # there are many ways to be no message
+            log.error("what the other end sent is no message: %s", error)
+            self.garbled = True
+            for fd in descriptors:
+                os.close(fd)
+            return None
 
     async def _handle(self, call: Call, fds: list[int], handler: Handler) -> None:
         try:
@@ -160,7 +184,13 @@ class Channel:
         else:
             reply = Reply(call.id, answer.result)
         with contextlib.suppress(BrokenChannel):  # who asked is gone; `serve` ends by itself
-            await self._send(reply, answer.descriptors)
+            try:
+                await self._send(reply, answer.descriptors)
+            except BrokenChannel:
+                raise
+            except Exception as error:
+                log.error("the answer to %s cannot be sent: %s", call.name, error)
+                await self._send(Reply(call.id, failure=Failure.of(error)), ())
         if answer.then is not None:
             answer.then()
 

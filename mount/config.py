@@ -15,6 +15,7 @@ import msgspec
 
 from mount.handshake import Agreement
 from mount.routing import RouteConfig
+from vfs.errors import brief
 from vfs.fileref import validate_session_id
 from vfs.policy import UNLIMITED, Policy
 
@@ -124,9 +125,9 @@ class Failure(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         if isinstance(error, OSError) and error.errno is not None:
-            filename = None if error.filename is None else _encodable(os.fsdecode(error.filename))
-            return cls(type(error).__name__, error.errno, _encodable(error.strerror or str(error)), filename)
-        return cls(type(error).__name__, 0, _encodable(str(error)))
+            filename = None if error.filename is None else brief(_encodable(os.fsdecode(error.filename)))
+            return cls(type(error).__name__, error.errno, brief(_encodable(error.strerror or str(error))), filename)
+        return cls(type(error).__name__, 0, brief(_encodable(str(error))))
 
     def error(self) -> Exception:
         """The exception again, an OSError with its errno or a ValueError; a defect is an EIO that names it."""

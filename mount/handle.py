@@ -56,8 +56,11 @@ class WorkerHandle:
         return self._hung or self.child.status not in (None, -signal.SIGKILL)
 
     async def attend(self) -> None:
-        """Read what the worker says until it is dead."""
+        """Read what the worker says until it is dead. One that sends what is no message is killed."""
         await self.channel.serve(self.handle)
+        if self.channel.garbled:
+            log.error("worker %d sent what is no message, and is killed", self.child.pid)
+            self.child.kill(signal.SIGKILL)
         await self.child.wait()
         self.child.close()
         self.gone.set()

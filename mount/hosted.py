@@ -152,7 +152,7 @@ class Hosted:
                 try:
                     self._told, _ = await worker.channel.call("status")
                     told = dict(self._told)
-                except BrokenChannel:
+                except (OSError, ValueError):  # it is gone, or cannot say
                     told = {}
         status.worker = WorkerStatus(
             pid=known["worker"],

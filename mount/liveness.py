@@ -50,6 +50,6 @@ async def idle(mounted: Mounted, worker: WorkerHandle) -> bool:
 async def _has_nothing_to_do(worker: WorkerHandle) -> bool:
     try:
         status, _ = await worker.channel.call("status")
-    except BrokenChannel:
+    except (OSError, ValueError):
         return False
     return not status["pending"]

@@ -119,23 +119,35 @@ class Mounted:
         await worker.wait_ready(START_LIMIT)
 
     async def run(self) -> None:
-        """Keep the session served until it is stopped, or unmounted by someone else."""
-        with self._running:
-            while self.receipt is None:
-                if self.phase == "idle":
-                    await self._wake()
-                    continue
-                assert self.worker is not None
-                if not self.worker.gone.is_set():
-                    if await liveness.idle(self, self.worker):
-                        await self._hibernate(self.worker)
-                elif self.worker.receipt is None:
-                    await self._replace(self.worker)
-                else:
-                    log.info("%s: %s was unmounted from outside", self.config.session, self.config.mountpoint_path)
-                    self.receipt = self.worker.receipt
-                    await self._close()
-        self._ran.set()
+        """Keep the session served until it is stopped, or unmounted by someone else. What goes wrong with it is no
+        other session's affair."""
+        try:
+            with self._running:
+                while self.receipt is None:
+                    try:
+                        await self._look_after()
+                    except Exception:
+                        log.exception("%s: unexpected; its worker, if there is one, is replaced", self.config.session)
+                        if self.worker is not None:
+                            self.worker.child.kill(signal.SIGKILL)
+                        await trio.sleep(RETRY_AFTER)
+        finally:
+            self._ran.set()
+
+    async def _look_after(self) -> None:
+        if self.phase == "idle":
+            await self._wake()
+            return
+        assert self.worker is not None
+        if not self.worker.gone.is_set():
+            if await liveness.idle(self, self.worker):
+                await self._hibernate(self.worker)
+        elif self.worker.receipt is None:
+            await self._replace(self.worker)
+        else:
+            log.info("%s: %s was unmounted from outside", self.config.session, self.config.mountpoint_path)
+            self.receipt = self.worker.receipt
+            await self._close()
 
     async def _hibernate(self, worker: WorkerHandle) -> None:
         """The mount stays, the worker goes."""

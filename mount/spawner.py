@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 import trio
 
-from mount.channel import MAX_MESSAGE, BrokenChannel, pack_descriptors, pair, unpack_descriptors
+from mount.channel import MAX_MESSAGE, BrokenChannel, pack_descriptors, packed, pair, unpack_descriptors
 from mount.config import Order, Start
 from mount.title import ROOM
 from mount.zygote import Exited, Forked, NotForked
@@ -116,8 +116,8 @@ class Spawner:
         async with self._asking:
             await self.start()
             assert self._sock is not None
+            order = packed(Order("fork", start))
             try:
-                order = msgspec.msgpack.encode(Order("fork", start))
                 await self._sock.sendmsg([order], pack_descriptors((fuse_fd, control.fileno())))
                 answer, descriptors = await self._forked.receive()
             except (BrokenPipeError, ConnectionResetError, trio.EndOfChannel) as error:
@@ -149,7 +149,7 @@ class Spawner:
     async def _tell(self, order: Order, descriptors: tuple[int, ...]) -> None:
         assert self._sock is not None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead, and so is what it kept
-            await self._sock.sendmsg([msgspec.msgpack.encode(order)], pack_descriptors(descriptors))
+            await self._sock.sendmsg([packed(order)], pack_descriptors(descriptors))
 
     async def _read(self, sock: trio.socket.SocketType, forked: trio.MemorySendChannel[_Answer]) -> None:
         space = socket.CMSG_SPACE(array.array("i").itemsize)

@@ -394,6 +394,15 @@ async def test_a_callback_that_fails_as_its_time_ends_is_an_error_of_its_own(aut
     assert (await raised(Persistence({"on_read": on_read}).read, "a")).errno == errno.EIO
 
 
+@pytest.mark.parametrize("failure", [PermissionError(errno.EACCES, "x" * 150_000), PermissionError("x" * 150_000)])
+async def test_of_a_failure_that_has_a_whole_page_for_a_text_the_beginning_is_told(failure: OSError) -> None:
+    def on_read(*_: object) -> bytes:
+        raise failure
+
+    error = await raised(Persistence({"on_read": on_read}).read, "a")
+    assert (error.errno, len(str(error.strerror))) == (errno.EACCES, 1000)
+
+
 async def test_a_conflict_stays_a_conflict() -> None:
     def on_write(*_: object) -> None:
         raise Conflict("/a", found="7")

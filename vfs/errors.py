@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import traceback
+from typing import Final
 
 __all__ = [
     "Conflict",
@@ -16,6 +17,7 @@ __all__ = [
     "Emptied",
     "StateInUse",
     "UnsupportedState",
+    "brief",
     "error",
     "errno_of",
     "leaves",
@@ -24,6 +26,8 @@ __all__ = [
     "single",
     "told",
 ]
+
+LONGEST: Final = 1000  # characters
 
 
 def error(number: int, subject: object = None, why: str | None = None) -> OSError:
@@ -38,6 +42,11 @@ def error(number: int, subject: object = None, why: str | None = None) -> OSErro
 def errno_of(e: OSError) -> int | None:
     """What a program can be told; None: the error was raised without, or with a message there, or a resolver's code."""
     return e.errno if type(e.errno) is int and e.errno in errno.errorcode else None
+
+
+def brief(text: str) -> str:
+    """As much of an error's text as is told: some clients put the whole page that they were answered into it."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def single(e: BaseException) -> BaseException:

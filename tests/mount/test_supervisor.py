@@ -17,8 +17,9 @@ import pytest
 import trio
 import trio.testing
 
-from mount import spawner, succession
+from mount import liveness, spawner, succession
 from mount.config import MountConfig
+from mount.handle import WorkerHandle
 from mount.keeper import next_delay
 from mount.mounted import Mounted
 from mount.supervisor import Supervisor
@@ -345,3 +346,21 @@ async def test_a_worker_that_the_zygote_cannot_make_is_asked_for_again(tmp_path:
         assert zygote.poll() is None
         resource.prlimit(zygote.pid, resource.RLIMIT_NOFILE, before)
         assert await in_thread((path / "file").read_bytes) == b"kept"
+
+
+async def test_a_defect_in_looking_after_a_session_costs_it_a_worker_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle, defects = liveness.idle, [KeyError("requests")]
+
+    async def defective(mounted: Mounted, worker: WorkerHandle) -> bool:
+        if defects:
+            raise defects.pop()
+        return await idle(mounted, worker)
+
+    monkeypatch.setattr(liveness, "idle", defective)
+    async with serving(tmp_path) as (supervisor, mounted, path):
+        await in_thread((path / "file").write_bytes, b"kept")
+        await until(lambda: mounted.restarts == 1 and mounted.phase == "serving")
+        assert await in_thread((path / "file").read_bytes) == b"kept"
+    assert supervisor.receipts["work"].files == 1
