@@ -4,9 +4,10 @@ Two doors, one behind the other: the socket's mode (0600, or 0660 and a group) k
 all; and the kernel's word on who connected (SO_PEERCRED) decides again, so that a mode that someone loosened lets
 nobody in. Each request's `scope["state"]["peer"]` says who asks.
 
-Hypercorn speaks HTTP over each connection; connections are ours, for it passes neither the peer nor a limit on them.
-A client that reads too slowly to take an answer within `SEND_LIMIT` loses its connection: it would hold a task and
-buffers. The control API and the Docker plugin are served here.
+Hypercorn speaks HTTP over each connection; connections are ours, for it passes neither the peer nor a limit on them,
+and what it fails over on one would end us all. A client that reads too slowly to take an answer within `SEND_LIMIT`
+loses its connection: it would hold a task and buffers. The control API and the Docker plugin are served here; the
+metrics too, where they have a port, to whoever reaches that.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from starlette.applications import Starlette
 
 from mount.address import answers, bind_private, short_path
 
-__all__ = ["Listener", "Peer"]
+__all__ = ["Listener", "Peer", "serve_port"]
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,42 @@ class _Server(TCPServer):
         await self.idle_task.stop()
 
 
+class _Connections:
+    """Those of one application."""
+
+    def __init__(self, app: Starlette) -> None:
+        self._config = config = Config()
+        config.h11_max_incomplete_size = HEADER_BYTES
+        config.keep_alive_timeout = 60
+        config.errorlog = None
+        config.accesslog = None
+        self._app: Any = wrap_app(app, config.wsgi_max_body_size, "asgi")  # type: ignore[arg-type]
+        self._context = WorkerContext(None)
+        self._slots = trio.CapacityLimiter(CONNECTIONS)
+
+    async def hold(self, sock: trio.socket.SocketType, name: str, state: dict[str, Any]) -> None:
+        """One connection to its end. A defect ends it, and nothing else."""
+        try:
+            async with self._slots:
+                stream: Any = _Stream(sock, name)
+                await _Server(self._app, self._config, self._context, ConnectionState(state), stream)
+        except Exception:
+            log.exception("%s: a connection ended by a defect", name)
+        finally:
+            sock.close()
+
+
+async def serve_port(app: Starlette, address: str) -> None:
+    """On host:port, until cancelled."""
+    host, _, port = address.rpartition(":")
+    connections = _Connections(app)
+
+    async def hold(stream: trio.SocketStream) -> None:
+        await connections.hold(stream.socket, address, {})
+
+    await trio.serve_tcp(hold, int(port), host=host.strip("[]") or None)
+
+
 class Listener:
     """`group`: whose members may connect beside root and our own user. Use as a context; `serve` until cancelled."""
 
@@ -105,7 +142,6 @@ class Listener:
         self.path = path
         self._app = app
         self._gid = grp.getgrnam(group).gr_gid if group else None
-        self._slots = trio.CapacityLimiter(CONNECTIONS)
         self.refused = 0
         self.on_refused: Callable[[Peer], None] = lambda peer: None
 
@@ -135,13 +171,7 @@ class Listener:
         return peer.uid in (0, os.geteuid()) or (self._gid is not None and self._gid in (peer.gid, *groups))
 
     async def serve(self) -> None:
-        config = Config()
-        config.h11_max_incomplete_size = HEADER_BYTES
-        config.keep_alive_timeout = 60
-        config.errorlog = None
-        config.accesslog = None
-        app = wrap_app(self._app, config.wsgi_max_body_size, "asgi")  # type: ignore[arg-type]
-        context = WorkerContext(None)
+        connections = _Connections(self._app)
         listening = trio.socket.from_stdlib_socket(self._sock)
         async with trio.open_nursery() as nursery:
             while True:
@@ -150,7 +180,8 @@ class Listener:
                 if not self.admits(peer, groups_of(sock)):
                     self._refuse(sock, peer)
                     continue
-                nursery.start_soon(self._connection, app, config, context, sock, peer)
+                name = f"{self.path}: process {peer.pid} of user {peer.uid}"
+                nursery.start_soon(connections.hold, sock, name, {"peer": peer})
 
     async def _accept(self, listening: trio.socket.SocketType) -> trio.socket.SocketType:
         while True:
@@ -169,16 +200,3 @@ class Listener:
         self.refused += 1
         log.warning("%s: refused process %d of user %d", self.path, peer.pid, peer.uid)
         self.on_refused(peer)
-
-    async def _connection(
-        self, app: Any, config: Config, context: WorkerContext, sock: trio.socket.SocketType, peer: Peer
-    ) -> None:
-        try:
-            async with self._slots:
-                state = ConnectionState({"peer": peer})
-                name = f"{self.path}: process {peer.pid} of user {peer.uid}"
-                await _Server(app, config, context, state, _Stream(sock, name))  # type: ignore[arg-type]
-        except Exception:
-            log.exception("%s: a connection of process %d ended by a defect", self.path, peer.pid)
-        finally:
-            sock.close()

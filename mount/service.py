@@ -18,18 +18,15 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import trio
-from hypercorn.config import Config
-from hypercorn.trio import serve as hypercorn_serve
 
 from mount import docker
 from mount.api import application
 from mount.audit import Audit
 from mount.daemon import Daemon
 from mount.identity import take_environment
-from mount.listener import Listener
+from mount.listener import Listener, serve_port
 from mount.metrics import metrics_application
 from mount.notify import notify, watchdog_seconds
 from mount.outbox import Outbox
@@ -83,7 +80,7 @@ async def _serve(
             nursery.start_soon(daemon.webhooks.run)
             nursery.start_soon(Outbox(daemon).run)
             if settings.metrics:
-                nursery.start_soon(_serve_metrics, daemon, settings.metrics)
+                nursery.start_soon(serve_port, metrics_application(daemon), settings.metrics)
             nursery.start_soon(_restore, daemon)
             nursery.start_soon(_watchdog)
             while (number := await anext(signals)) == signal.SIGHUP:
@@ -128,15 +125,6 @@ async def _watchdog() -> None:
     while True:
         notify("WATCHDOG=1")
         await trio.sleep(seconds)
-
-
-async def _serve_metrics(daemon: Daemon, address: str) -> None:
-    config = Config()
-    config.bind = [address]
-    config.errorlog = None
-    config.accesslog = None
-    app: Any = metrics_application(daemon)  # hypercorn's and starlette's types of the same ASGI differ
-    await hypercorn_serve(app, config, shutdown_trigger=trio.sleep_forever)
 
 
 def prepare(settings: Settings) -> None:
