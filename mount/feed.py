@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 import trio
 
-from mount.channel import BrokenChannel
 from vfs.event import read_events
 from vfs.eventlog import BATCH, Place, last_number
 
@@ -79,7 +78,7 @@ class Feed:
         with trio.move_on_after(wait + _PATIENCE):
             try:
                 answer, _ = await worker.channel.call("events", {"since": self.since, "wait": wait})
-            except BrokenChannel:
+            except (OSError, ValueError):  # it is gone, or cannot say
                 return None
             self.since, self._place = answer["since"], None
             return [Line(*line) for line in answer["lines"]]

@@ -96,8 +96,13 @@ class Outbox:
 
     async def _save(self) -> None:
         content = msgspec.json.encode(self._places)
-        if content != self._written:
+        if content == self._written:
+            return
+        try:
             await trio.to_thread.run_sync(durable.write, self._path, content)
+        except OSError as e:
+            log.error("%s: %s; it is tried again", self._path, e)
+        else:
             self._written = content
 
 

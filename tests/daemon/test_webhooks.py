@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import h11
 import pytest
 import trio
 from trio.testing import MockClock
 
-from mount import webhooks
+from mount import durable, webhooks
+from mount.outbox import Outbox
 from mount.settings import Webhook
 from mount.webhooks import SIGNATURE, Webhooks, signature
 
@@ -163,3 +167,26 @@ async def test_the_delay_grows_to_minutes_not_more(autojump_clock: MockClock, mo
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
     assert gaps[0] <= 1 and max(gaps) <= webhooks.LONGEST_DELAY and gaps[-1] >= webhooks.LONGEST_DELAY / 2
     await hooks._client.aclose()
+
+
+async def test_on_a_full_disk_the_places_are_written_down_later(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = Webhooks((Webhook(url="http://127.0.0.1/"),))
+    (tmp_path / "registry").mkdir()
+    daemon: Any = SimpleNamespace(settings=SimpleNamespace(own=tmp_path), webhooks=hooks, hosted={})
+    write, failures = durable.write, [OSError(errno.ENOSPC, "No space left on device")] * 2
+
+    def scarce(path: Path, content: bytes) -> None:
+        if failures:
+            raise failures.pop()
+        write(path, content)
+
+    monkeypatch.setattr(durable, "write", scarce)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Outbox(daemon).run)
+        while not (tmp_path / "registry/webhooks.json").exists():  # noqa: ASYNC110
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert not failures
+    assert json.loads((tmp_path / "registry/webhooks.json").read_bytes()) == {"http://127.0.0.1/": {}}
