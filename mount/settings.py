@@ -38,6 +38,15 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"webhook url {self.url!r}: it does not begin with http:// or https://")
+        import httpx  # every command imports this module, and few configure a webhook
+
+        try:
+            url = httpx.URL(self.url)
+            url.raw_host.decode("ascii").encode("idna")  # as it is looked up
+            if not url.host or "%" in url.host or (url.port or 0) > 65535:
+                raise ValueError("there is no such host or port")
+        except (httpx.InvalidURL, ValueError) as e:
+            raise ValueError(f"webhook url {self.url!r}: {e}") from None
 
     @property
     def name(self) -> str:

@@ -143,7 +143,7 @@ class Receiver:
                     status = response.status_code
         except trio.TooSlowError:
             return f"no answer within {self.webhook.timeout:g} s"
-        except httpx.HTTPError as e:
+        except Exception as e:  # httpx lets out what the libraries below it raise
             return f"{type(e).__name__}: {e}"
         if 200 <= status < 300:
             return None

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import h11
+import httpx
 import pytest
 import trio
 from trio.testing import MockClock
@@ -167,6 +168,25 @@ async def test_the_delay_grows_to_minutes_not_more(autojump_clock: MockClock, mo
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
     assert gaps[0] <= 1 and max(gaps) <= webhooks.LONGEST_DELAY and gaps[-1] >= webhooks.LONGEST_DELAY / 2
     await hooks._client.aclose()
+
+
+async def test_whatever_goes_wrong_in_a_request_it_is_made_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[Exception] = [httpx.InvalidURL("odd"), UnicodeError("label empty or too long"), KeyError("x")]
+
+    def fail(*_: object, **__: object) -> None:
+        raise failures.pop()
+
+    hooks = Webhooks((Webhook(url="http://127.0.0.1/"),))
+    monkeypatch.setattr(httpx.AsyncClient, "stream", fail)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hooks.run)
+        hooks.put(event(1))
+        while failures:  # noqa: ASYNC110
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert hooks.receivers[0].failures >= 2 and hooks.receivers[0].pending == 1
 
 
 async def test_on_a_full_disk_the_places_are_written_down_later(
