@@ -21,7 +21,7 @@ from mount.hosted import Hosted, receipt_of
 from mount.listener import Peer
 from mount.messages import Health, NewSession, SessionHealth, SessionReceipt, SessionStatus
 from mount.mounted import Mounted
-from mount.places import give, make_mountpoint, remove_empty, remove_state
+from mount.places import prepare, remove_empty, remove_state
 from mount.purge import purge as purge_storage
 from mount.quietlog import masked
 from mount.registry import Definition, Registry
@@ -290,7 +290,8 @@ class Daemon:
         environment = await self._environment(hosted)
         try:
             async with self._mounting:
-                await trio.to_thread.run_sync(self._prepare, hosted)
+                state, uid = self.settings.state_path / hosted.session, hosted.definition.uid
+                await trio.to_thread.run_sync(prepare, hosted.mountpoint, state, uid)
                 hosted.mounted = mounted = await self._supervisor.mount(hosted.config(environment))
         except BaseException as e:
             hosted.enter("failed", str(e) or type(e).__name__)
@@ -305,14 +306,6 @@ class Daemon:
             return own
         return {} if hosted.is_local and not hosted.definition.routes else self.inherited
 
-    def _prepare(self, hosted: Hosted) -> None:
-        """The directories, as the mount and the worker need them."""
-        make_mountpoint(hosted.mountpoint)
-        directory = self.settings.state_path / hosted.session
-        directory.mkdir(mode=0o700, exist_ok=True)
-        if hosted.definition.uid is not None:
-            give(directory, hosted.definition.uid)
-
     async def _watch(self, hosted: Hosted, mounted: Mounted) -> None:
         """Someone may unmount it with umount(8): that is an operator's wish too, and is remembered as one."""
         await mounted.gone.wait()
@@ -321,18 +314,27 @@ class Daemon:
                 return
             hosted.mounted = None
             receipt = receipt_of(mounted.receipt) if mounted.receipt else None
-            await self._define(hosted, mounted=False, receipt=receipt and msgspec.to_builtins(receipt))
+            noted = await self._note_unmounted(hosted, receipt)
             hosted.enter("unmounted", "unmounted from outside")
+        while not noted:
+            await trio.sleep(FIRST_DELAY)
+            async with hosted.lock:
+                meant = self.hosted.get(hosted.session) is hosted and hosted.state == "unmounted"
+                noted = not meant or await self._note_unmounted(hosted, receipt)
+
+    async def _note_unmounted(self, hosted: Hosted, receipt: SessionReceipt | None) -> bool:
+        try:
+            await self._define(hosted, mounted=False, receipt=receipt and msgspec.to_builtins(receipt))
+        except OSError as e:  # the disk is full
+            log.error("%s: that it was unmounted is not written down yet: %s", hosted.session, e)
+            return False
+        return True
 
     async def _unmount(self, hosted: Hosted) -> SessionReceipt:
         if hosted.mounted is None:
             hosted.enter("unmounted")
-            kept = hosted.definition.receipt
-            return (
-                msgspec.convert(kept, SessionReceipt)
-                if kept
-                else SessionReceipt(session=hosted.session, files=0, bytes=0, pending=0)
-            )
+            nothing = {"session": hosted.session, "files": 0, "bytes": 0, "pending": 0}
+            return msgspec.convert(hosted.definition.receipt or nothing, SessionReceipt)
         hosted.enter("unmounting")
         hosted.leaving, hosted.mounted = hosted.mounted, None
         try:
@@ -350,29 +352,28 @@ class Daemon:
         return receipt
 
     async def _mount_or_retry(self, hosted: Hosted) -> None:
-        async with hosted.lock:
-            if hosted.mounted is not None or not hosted.definition.mounted:
-                return
-            try:
-                await self._mount(hosted)
-            except (OSError, ValueError, RuntimeError) as e:
-                log.error("%s: not mounted: %s", hosted.session, e)
-                self._nursery.start_soon(self._retry, hosted)
+        if not await self._try(hosted):
+            self._nursery.start_soon(self._retry, hosted)
 
     async def _retry(self, hosted: Hosted) -> None:
         delay = FIRST_DELAY
         while True:
             await trio.sleep(delay)
+            if await self._try(hosted):
+                return
             delay = min(delay * 2, LONGEST_DELAY)
-            async with hosted.lock:
-                if hosted.mounted is not None or not hosted.definition.mounted or hosted.session not in self.hosted:
-                    return
-                try:
-                    await self._mount(hosted)
-                except (OSError, ValueError, RuntimeError) as e:
-                    log.error("%s: not mounted: %s", hosted.session, e)
-                else:
-                    return
+
+    async def _try(self, hosted: Hosted) -> bool:
+        """To mount it; False if that is to be tried again."""
+        async with hosted.lock:
+            if hosted.mounted is not None or not hosted.definition.mounted or hosted.session not in self.hosted:
+                return True
+            try:
+                await self._mount(hosted)
+            except (OSError, ValueError, RuntimeError) as e:
+                log.error("%s: not mounted: %s", hosted.session, e)
+                return False
+            return True
 
     async def _forget(self, hosted: Hosted, *, state: bool = True) -> None:
         hosted.definition = msgspec.structs.replace(hosted.definition, mounted=False)

@@ -12,10 +12,18 @@ from pathlib import Path
 
 from mount import mountpoint
 
-__all__ = ["give", "make_mountpoint", "remove_empty", "remove_state"]
+__all__ = ["prepare", "remove_empty", "remove_state"]
 
 
-def make_mountpoint(path: Path) -> None:
+def prepare(mounted_on: Path, state: Path, uid: int | None) -> None:
+    """As the mount and the worker, which may have a user of its own, need them."""
+    _make_mountpoint(mounted_on)
+    state.mkdir(mode=0o700, exist_ok=True)
+    if uid is not None:
+        _give(state, uid)
+
+
+def _make_mountpoint(path: Path) -> None:
     """ROOT/<session>, a directory of ours; NotADirectoryError for a link or a file that someone put there."""
     if mountpoint.mounted_on(path) is not None:
         return
@@ -25,7 +33,7 @@ def make_mountpoint(path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "is not a directory; remove it", str(path))
 
 
-def give(directory: Path, uid: int) -> None:
+def _give(directory: Path, uid: int) -> None:
     """The state directory and all in it belong to the worker's user, if they do not yet."""
     if os.lstat(directory).st_uid == uid:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -12,13 +13,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import trio
+from trio.testing import MockClock
 
+from mount import durable
 from mount.address import short_path
 from mount.client import Refused
+from mount.config import Receipt
+from mount.daemon import Daemon
 from mount.listener import CONNECTIONS
 from mount.messages import NewSession
+from mount.registry import Definition, Registry
+from mount.settings import Settings
 from tests.daemon.serving import Serving, until
 
 Serve = Callable[..., Serving]
@@ -190,6 +200,31 @@ def test_umount_by_hand_is_a_stop_whose_receipt_is_in_the_status(daemon: Serving
     assert daemon.json("status", "a")["receipt"] == {"session": "a", "files": 1, "bytes": 1, "pending": 0}
     daemon.run("mount", "a")
     assert (daemon.root / "a/f").read_text() == "1"
+
+
+async def test_on_a_full_disk_an_umount_by_hand_is_remembered_later(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(root=str(tmp_path / "root"), state=str(tmp_path))
+    (settings.own / "registry").mkdir(parents=True)
+    Registry(settings.own / "registry").put(Definition(session="a", storage="local"))
+    stub: Any = None
+    daemon = Daemon(settings, stub, stub, stub, stub)
+    hosted, write = daemon.hosted["a"], durable.write
+    mounted: Any = SimpleNamespace(gone=trio.Event(), receipt=Receipt("a", 1, 1, 0))
+    hosted.mounted, failures = mounted, [OSError(errno.ENOSPC, "No space left on device")] * 2
+
+    def scarce(path: Path, content: bytes) -> None:
+        if failures:
+            raise failures.pop()
+        write(path, content)
+
+    monkeypatch.setattr(durable, "write", scarce)
+    mounted.gone.set()
+    await daemon._watch(hosted, mounted)
+    assert not failures and hosted.state == "unmounted"
+    remembered = Registry(settings.own / "registry").get("a")
+    assert not remembered.mounted and remembered.receipt is not None
 
 
 def test_clients_that_are_gone_take_up_no_connection(daemon: Serving) -> None:
