@@ -527,6 +527,8 @@ class Nameless:
     def __repr__(self) -> str:
         raise RuntimeError("detached from its database")
 
+    __str__ = __repr__
+
 
 def made(path: str, created_at: Any) -> FileRef:
     return FileRef(path=path, size=0, created_at=created_at)
@@ -656,17 +658,26 @@ async def test_stat_none_or_filenotfound_is_enoent() -> None:
 async def test_what_on_write_answers_becomes_metadata_and_version(caplog: Log) -> None:
     number = uuid.UUID(int=5)
     when = datetime(2026, 1, 2, tzinfo=UTC)
+    cycle: dict[str, Any] = {}
+    cycle["self"] = cycle
+    deep: Any = []
+    for _ in range(5000):
+        deep = [deep]
     answer: dict[Any, Any] = {
         **{"id": 12, "version": 3, "title": 'a "b"', "uuid": number, "at": when, "tags": ["x"], "ok": True, 7: "seven"},
         **{"none": None, "bad": object(), "long" * 70: "x", "big": "x" * 70000, "nul\0": "x", "lone": "\ud800"},
+        **{"state": Text("active"), Text("kind"): "text", "cycle": cycle, Nameless(): 1},
+        **{"latin": os.fsdecode(b"caf\xe9"), "deep": deep},
     }
     result = await written(on_write=lambda *_: answer).write("a", b"abc", {"content_type": "text/plain"})
     assert (result.path, result.size, result.version, result.content_type) == ("a", 3, "3", "text/plain")
     assert result.metadata == {
         **{"id": "12", "version": "3", "title": 'a "b"', "uuid": str(number), "at": "2026-01-02T00:00:00Z"},
-        **{"tags": '["x"]', "ok": "true", "7": "seven"},
+        **{"tags": '["x"]', "ok": "true", "7": "seven", "state": "active", "kind": "text"},
     }
-    assert len(caplog.records) == 5
+    assert {type(text) for pair in result.metadata.items() for text in pair} == {str}
+    assert len(caplog.records) == 9
+    assert all("bad: on_write('a'): metadata " in record.getMessage() for record in caplog.records)
 
 
 async def test_a_fileref_from_on_write_is_kept_whole() -> None:

@@ -2,8 +2,8 @@
 xattr.
 
 Text stays as it is; numbers, booleans, dates, UUIDs and nested values become their JSON; None is left out. What
-cannot be an xattr (name or value too long, NUL, no JSON form) is left out with a log line: the write itself has
-happened.
+cannot be an xattr (name or value too long, NUL, no Unicode, no JSON form) is left out with a log line: the write itself
+has happened.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+
+from vfs.errors import said, shown
 
 __all__ = ["normalised", "plain"]
 
@@ -30,8 +32,8 @@ def normalised(answer: Mapping[Any, Any], subject: str) -> dict[str, str]:
             continue
         try:
             metadata[_key(key)] = _text(value)
-        except ValueError as e:
-            log.warning("%s: metadata %.100r is left out: %s", subject, key, e)
+        except Exception as e:  # what its `__str__` raises, or what is nested too deep, too
+            log.warning("%s: metadata %.100s is left out: %s", subject, shown(key), said(e))
     return metadata
 
 
@@ -45,24 +47,18 @@ def plain(text: str) -> str:
 
 
 def _key(key: object) -> str:
-    text = key if isinstance(key, str) else str(key)
-    if not text or "\0" in text or len(_encoded(text)) > NAME_MAX:
+    text = plain(key if isinstance(key, str) else str(key))
+    if not text or "\0" in text or len(text.encode()) > NAME_MAX:
         raise ValueError(f"not a name of 1 to {NAME_MAX} bytes without NUL")
     return text
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        try:
-            text = msgspec.json.encode(value).decode()
-        except (TypeError, UnicodeEncodeError) as e:
-            raise ValueError(str(e)) from None
+        text = msgspec.json.encode(value).decode()
         quoted = text.startswith('"')  # a date, a UUID ...: its text, without JSON's quotes
         value = msgspec.json.decode(text, type=str) if quoted else text
-    if len(_encoded(value)) > VALUE_MAX:
+    value = plain(value)
+    if len(value.encode()) > VALUE_MAX:
         raise ValueError(f"longer than {VALUE_MAX} bytes")
     return value
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")  # UnicodeEncodeError is a ValueError
