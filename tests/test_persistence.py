@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import gc
 import io
 import itertools
 import math
@@ -222,6 +223,29 @@ async def test_asyncio_callbacks_run_in_a_loop_of_their_own() -> None:
     assert await files.read("a") == b"asyncio callbacks of mine"
     await files.aclose()
     assert not [t for t in threading.enumerate() if t.name == "asyncio callbacks of mine"]
+
+
+async def test_the_thread_of_asyncio_callbacks_ends_with_the_last_who_may_call_them() -> None:
+    threads: list[threading.Thread] = []
+
+    async def on_read(scope: object, path: str, context: Context) -> bytes:
+        threads.append(threading.current_thread())
+        return b""
+
+    files = Persistence({"on_read": on_read}, async_library="asyncio")
+    await files.read("a")
+    other = files.for_scope("other")
+    del files
+    gc.collect()
+    await other.read("a")
+    await other.aclose()
+    await other.read("a")
+    assert threads[0] is threads[1] is not threads[2]
+    del other
+    gc.collect()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 async def test_async_callbacks_whose_module_does_not_import_trio_are_run_by_asyncio() -> None:

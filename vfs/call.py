@@ -21,6 +21,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -94,6 +95,8 @@ class Caller:
         self._slots = trio.Semaphore(threads)
         self._threads = trio.CapacityLimiter(threads + HUNG_THREADS)
         self._loop = LoopThread(f"asyncio callbacks of {name}")
+        # A session does not end it: the next one may use the same callbacks, whose connections live in that loop.
+        weakref.finalize(self, self._loop.end).atexit = False
         self._logged: cachetools.LRUCache[tuple[str, str, str], int] = cachetools.LRUCache(1000)
 
     async def call(self, callback: str, subject: str, seconds: float, *arguments: object) -> Any:

@@ -81,11 +81,19 @@ class LoopThread:
         finally:
             ready.set()
 
-    async def stop(self) -> None:
-        if self._started is None or self._stop is None or self._thread is None:
-            return
-        self._started.call_soon_threadsafe(self._stop.set)
-        await trio.to_thread.run_sync(self._thread.join, STOP_SECONDS)
-        if self._thread.is_alive():
-            log.warning("%s: did not end within %g s of being cancelled; left behind", self._name, STOP_SECONDS)
+    def end(self) -> threading.Thread | None:
+        """The thread, if there is one, which is told to end; the next call starts another."""
+        loop, stop, thread = self._started, self._stop, self._thread
         self._started = self._stop = self._thread = None
+        if loop is not None and stop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                loop.call_soon_threadsafe(stop.set)
+        return thread
+
+    async def stop(self) -> None:
+        thread = self.end()
+        if thread is None:
+            return
+        await trio.to_thread.run_sync(thread.join, STOP_SECONDS)
+        if thread.is_alive():
+            log.warning("%s: did not end within %g s of being cancelled; left behind", self._name, STOP_SECONDS)

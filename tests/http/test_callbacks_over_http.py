@@ -270,6 +270,24 @@ def test_what_ended_the_server_is_told_where_it_was_started(monkeypatch: pytest.
                 thread.join()
 
 
+def test_a_server_leaves_no_thread() -> None:
+    async def on_read(*_: object) -> bytes:
+        return b"served"
+
+    async def scope_of(told: object) -> object:
+        return told
+
+    for function in (on_read, scope_of):
+        function.async_library = "asyncio"  # type: ignore[union-attr]
+    before = set(threading.enumerate())
+    with serving({"on_read": on_read}, scope_of=scope_of) as url:
+        assert httpx.get(f"{url}/files/a", headers={wire.CONTEXT: "{}"}).content == b"served"
+        names = {thread.name for thread in set(threading.enumerate()) - before}
+    assert {"asyncio callbacks of callbacks", "asyncio callbacks of scope_of"} <= names
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not {name for name in left if not name.startswith("Trio thread")}
+
+
 async def test_a_unix_socket_serves_too_and_is_its_owners(tmp_path: Path) -> None:
     path = tmp_path / "app #1.sock"
     async with remote(Files(), bind=f"unix:{path}") as files:

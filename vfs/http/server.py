@@ -29,7 +29,7 @@ from hypercorn.config import Config
 from hypercorn.typing import Framework
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from vfs import listing
 from vfs.call import Caller
@@ -66,7 +66,7 @@ def application(
     scope_of: ScopeOf | None = None,
     body_max: int = BODY_MAX,
     **options: Any,
-) -> ASGIApp:
+) -> _Service:
     """Serves `target` (any object with callbacks) in the wire format of docs/callbacks.md.
 
     `token`: what a client must show. `scope_of`: makes the integrator's scope of the JSON that the client sent (sync or
@@ -97,9 +97,14 @@ async def serve(
     config.include_server_header = False
     config.h11_max_incomplete_size = 2 * wire.HEADERS_MAX
     app = application(target, **options)
-    async with trio.open_nursery() as nursery:
-        binds = await nursery.start(functools.partial(hypercorn.trio.serve, cast(Framework, app), config, mode="asgi"))
-        task_status.started(f"http+unix://{quote(bind[5:])}" if bind.startswith("unix:") else binds[0])
+    work = functools.partial(hypercorn.trio.serve, cast(Framework, app), config, mode="asgi")
+    try:
+        async with trio.open_nursery() as nursery:
+            binds = await nursery.start(work)
+            task_status.started(f"http+unix://{quote(bind[5:])}" if bind.startswith("unix:") else binds[0])
+    finally:
+        with trio.CancelScope(shield=True):
+            await app.aclose()
 
 
 @contextlib.contextmanager
@@ -187,6 +192,11 @@ class _Service:
             ("GET", b"image", False): self.load_image,
             ("PUT", b"image", False): self.save_image,
         }
+
+    async def aclose(self) -> None:
+        await self._files.aclose()
+        if self._scopes is not None:
+            await self._scopes.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
