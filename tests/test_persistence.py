@@ -28,6 +28,7 @@ from vfs.callbacks import Change, Context, FileSystemCallbacks, discover, load
 from vfs.errors import Conflict
 from vfs.fileref import FileRef
 from vfs.persistence import UNKNOWN_SIZE, Persistence
+from vfs.telemetry import Call
 
 Log = pytest.LogCaptureFixture
 
@@ -707,6 +708,26 @@ async def test_what_on_write_answers_becomes_metadata_and_version(caplog: Log) -
 async def test_a_fileref_from_on_write_is_kept_whole() -> None:
     result = await written(on_write=lambda *_: ref("ignored", size=3, version=4, storage_url="db://1")).write("a", b"")
     assert (result.path, result.version, result.storage_url) == ("a", "4", "db://1")
+
+
+async def test_an_observer_that_raises_is_logged_once_and_harms_no_call(caplog: Log) -> None:
+    told: list[Call] = []
+
+    def broken(call: Call) -> None:
+        raise KeyError(call.path)
+
+    files = Persistence(Dictionary(), name="store")
+    files.telemetry.observers += [broken, told.append]
+    await files.write("a", b"content")
+    assert await files.read("a") == b"content"
+    assert (await raised(files.read, "b")).errno == errno.ENOENT
+    assert [(call.callback, call.error) for call in told] == [
+        ("on_write", None),
+        ("on_read", None),
+        ("on_read", errno.ENOENT),
+    ]
+    [record] = caplog.records
+    assert record.exc_info and "store: an observer of its calls failed" in record.getMessage()
 
 
 async def test_every_call_is_told_its_context() -> None:

@@ -1,12 +1,14 @@
 """Telemetry: each call of a persistence, how long it took, what it moved, and whether it failed.
 
 A `Persistence` counts its calls by callback, for who asks now and then, and tells observers of each one. An observer is
-a function that neither waits nor raises. What a session with persistences makes of them is its `Traffic`.
+a function that does not wait; that one raises is logged once, and the call goes on. What a session with persistences
+makes of them is its `Traffic`.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from contextlib import contextmanager
 import msgspec
 
 __all__ = ["Call", "Tally", "Telemetry", "Traffic"]
+
+log = logging.getLogger(__name__)
 
 
 class Call(msgspec.Struct):
@@ -58,6 +62,7 @@ class Telemetry:
     def __init__(self) -> None:
         self.tallies: dict[str, Tally] = {}
         self.observers: list[Callable[[Call], None]] = []
+        self._failed: set[int] = set()  # observers, by id
 
     @contextmanager
     def measured(self, call: Call) -> Iterator[Call]:
@@ -82,4 +87,9 @@ class Telemetry:
         else:
             tally.failures += 1
         for observer in self.observers:
-            observer(call)
+            try:
+                observer(call)
+            except Exception:
+                if id(observer) not in self._failed:
+                    self._failed.add(id(observer))
+                    log.exception("%s: an observer of its calls failed; not said again", call.persistence)
