@@ -369,6 +369,9 @@ async def test_a_conflict_over_http_says_what_was_found() -> None:
         (507, b"null", errno.ENOSPC),
         (401, b'{"errno": 5, "message": 6}', errno.EACCES),
         (500, b'{"errno": "NOSUCH"}', errno.EIO),
+        (500, b'{"errno": "EOPNOTSUPP"}', errno.EOPNOTSUPP),
+        (500, b'{"errno": "ENOTSUP"}', errno.EOPNOTSUPP),
+        (500, b'{"errno": "EWOULDBLOCK"}', errno.EAGAIN),
         (302, b"", errno.EIO),
     ],
 )

@@ -63,7 +63,7 @@ _ERRNO = {
     **{401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 409: errno.EEXIST, 410: errno.ENOENT},
     **{412: errno.ESTALE, 413: errno.EFBIG, 501: errno.ENOSYS, 504: errno.ETIMEDOUT, 507: errno.ENOSPC},
 }
-_NAMES = {name: number for number, name in errno.errorcode.items()}
+_NAMES = {name: number for name, number in vars(errno).items() if name.startswith("E")}  # EAGAIN, and EWOULDBLOCK too
 
 
 class Capabilities(msgspec.Struct, kw_only=True):
