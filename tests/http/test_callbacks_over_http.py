@@ -421,6 +421,12 @@ def ok(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
         (ok(b'{"size": "5"}'), lambda p: p.stat("a")),
         (ok(b"xx", "Content-Range: bytes 7-8/*", status="206 x"), lambda p: p.read_range("a", 0, 2)),
         (ok(b"xxx", "Content-Range: bytes 0-2/*", status="206 x"), lambda p: p.read_range("a", 0, 2)),
+        (ok(b"x" * 100, "Content-Range: bytes 0-99/1000", status="206 x"), lambda p: p.read_range("a", 0, 1000)),
+        (ok(b"x" * 100, "Content-Range: bytes 0-99/1000", status="206 x"), lambda p: p.read_range("a", 0, 101)),
+        (ok(b"xx", status="206 x"), lambda p: p.read_range("a", 0, 2)),
+        (ok(b"xx", "Content-Range: bytes 0-1/2", status="206 x"), lambda p: p.read("a")),
+        (b"HTTP/1.1 204 x\r\n\r\n", lambda p: p.read("a")),
+        (b"HTTP/1.1 204 x\r\n\r\n", lambda p: p.read_range("a", 0, 2)),
     ],
 )
 async def test_an_answer_that_is_cut_off_or_wrong_is_an_error_never_content(
@@ -436,6 +442,12 @@ async def test_a_server_that_ignores_ranges_still_answers_them() -> None:
     async with answering(ok(bytes(range(256)) * 4096)) as files:
         assert await files.read_range("a", 70000, 300) == (bytes(range(256)) * 4096)[70000:70300]
         assert await files.read_range("a", 1 << 20, 300) == b""
+
+
+@pytest.mark.parametrize("told", ["bytes 2-4/5", "bytes 2-4/*"])
+async def test_a_range_may_be_shorter_where_the_file_ends(told: str) -> None:
+    async with answering(ok(b"cde", f"Content-Range: {told}", status="206 x")) as files:
+        assert await files.read_range("a", 2, 10) == b"cde"
 
 
 async def test_a_listing_of_another_language_may_mix_paths_objects_and_mistakes(caplog: Log) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Literal
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 CHUNK = 256 << 10
 ANSWER_MAX = 16 << 20  # bytes of an outcome or an error
 LINE_MAX = 1 << 20  # bytes of one line of a listing
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-.*?(?:/(\d{1,18}))?")  # where it begins, and of how many bytes
 
 
 async def connect(
@@ -113,6 +115,8 @@ class HttpCallbacks:
 
     async def on_read(self, scope: Any, path: str, context: Context) -> bytes:
         async with self._request("GET", _file(path), path, scope, context) as response:
+            if response.status_code != 200:
+                raise ValueError(f"asked for the content, was given the status {response.status_code}")
             content = await _collected(response, self._max_file_size)
         return content
 
@@ -123,12 +127,17 @@ class HttpCallbacks:
         async with self._request("GET", _file(path), path, scope, context, headers=wanted, also=416) as response:
             if response.status_code == 416:  # begins at or after the end
                 return b""
-            if response.status_code != 206:  # the server ignores ranges
+            if response.status_code == 200:  # the server ignores ranges
                 return await _cut(response, offset, size)
             told = response.headers.get("Content-Range", "")
-            if not told.startswith(f"bytes {offset}-"):
-                raise ValueError(f"asked for bytes {offset}-{offset + size - 1}, was given {told!r}")
-            return await _collected(response, size)
+            match = _CONTENT_RANGE.fullmatch(told) if response.status_code == 206 else None
+            if match is None or int(match[1]) != offset:
+                got = f"the status {response.status_code} and the Content-Range {told!r}"
+                raise ValueError(f"asked for {wanted['Range']}, was given {got}")
+            content = await _collected(response, size)
+            if match[2] is not None and offset + len(content) < min(offset + size, int(match[2])):
+                raise ValueError(f"asked for {wanted['Range']}, was given {len(content)} bytes of {told!r}")
+            return content
 
     async def on_write(self, scope: Any, path: str, content: bytes, context: Context) -> Any:
         body = await self._answer("PUT", _file(path), path, scope, context, content=content)
