@@ -428,6 +428,15 @@ async def test_of_a_failure_that_has_a_whole_page_for_a_text_the_beginning_is_to
     assert (error.errno, len(str(error.strerror))) == (errno.EACCES, 1000)
 
 
+@pytest.mark.parametrize("failure", [OSError(errno.EDQUOT, "/caf\udce9"), PermissionError("/caf\udce9")])
+async def test_an_error_that_names_a_path_that_is_no_utf8_can_be_told(failure: OSError) -> None:
+    def on_write(*_: object) -> None:
+        raise failure
+
+    error = await raised(Persistence({"on_write": on_write}).write, "a", b"")
+    assert error.strerror == "/caf\\udce9"
+
+
 async def test_a_conflict_stays_a_conflict() -> None:
     def on_write(*_: object) -> None:
         raise Conflict("/a", found="7")

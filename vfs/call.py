@@ -41,7 +41,7 @@ import cachetools
 import trio
 
 from vfs.contained import Contained, by_trio, collected, in_thread
-from vfs.errors import brief, errno_of, said, single
+from vfs.errors import brief, errno_of, readable, said, single
 from vfs.loopthread import STOP_SECONDS, LoopThread
 
 __all__ = ["Answer", "AsyncLibrary", "Caller"]
@@ -205,12 +205,11 @@ class Caller:
         e = single(e.__cause__ if isinstance(e, Contained) and e.__cause__ else e)
         if isinstance(e, OSError):
             if errno_of(e) is not None:
-                if isinstance(e.strerror, str):
-                    e.strerror = brief(e.strerror)
+                e.strerror = e.strerror and brief(readable(e.strerror))
                 return e
             for kind, number in _ERRNO:
                 if isinstance(e, kind):
-                    return OSError(number, brief(str(e)) or os.strerror(number), subject)
+                    return OSError(number, brief(readable(e)) or os.strerror(number), subject)
         if isinstance(e, trio.TooSlowError):
             return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), subject)
         key = (callback, subject, brief(said(e)))

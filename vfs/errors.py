@@ -21,6 +21,7 @@ __all__ = [
     "error",
     "errno_of",
     "leaves",
+    "readable",
     "said",
     "shown",
     "single",
@@ -104,6 +105,11 @@ class DamagedState(OSError):
 
     def __init__(self, file: str, why: str) -> None:
         super().__init__(errno.EIO, f"damaged: {why}; restore it from a copy, or choose another --state", file)
+
+
+def readable(text: object) -> str:
+    """The text that came with an error, as events and receipts can hold it: what is no UTF-8 in it, escaped."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def said(e: BaseException) -> str:
