@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import errno
 import functools
 import gc
@@ -544,7 +545,9 @@ async def test_a_large_transfer_gets_more_time(autojump_clock: trio.testing.Mock
         ("on_write_many", [None, None], lambda p: p.write_many([Change("write", "a", {})])),
         ("on_write_many", None, lambda p: p.write_many([Change("write", "a", {})])),
         ("on_load_image", b"", lambda p: p.load_image()),
+        ("on_load_image", (b"", "\ud800"), lambda p: p.load_image()),
         ("on_save_image", 5, lambda p: p.save_image(b"")),
+        ("on_save_image", "\ud800", lambda p: p.save_image(b"")),
     ],
 )
 async def test_a_wrong_answer_is_eio_and_says_what_was_expected(
@@ -712,6 +715,16 @@ async def test_what_on_write_answers_becomes_metadata_and_version(caplog: Log) -
     assert {type(text) for pair in result.metadata.items() for text in pair} == {str}
     assert len(caplog.records) == 9
     assert all("bad: on_write('a'): metadata " in record.getMessage() for record in caplog.records)
+
+
+async def test_metadata_that_cannot_be_read_any_more_is_left_out_whole(caplog: Log) -> None:
+    class Row(collections.UserDict[str, str]):
+        def __getitem__(self, key: str) -> str:
+            raise RuntimeError("detached from its database")
+
+    result = await written(on_write=lambda *_: Row(version="1")).write("a", b"abc")
+    assert (result.version, result.metadata) == (None, {})
+    assert "bad: on_write('a'): metadata is left out: RuntimeError: detached" in caplog.text
 
 
 async def test_a_fileref_from_on_write_is_kept_whole() -> None:

@@ -5,6 +5,7 @@ is who asks."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
@@ -14,7 +15,7 @@ from vfs.call import Caller
 from vfs.callbacks import PIECE, Context
 from vfs.fileref import FileRef
 from vfs.listing import UNKNOWN_SIZE
-from vfs.metadata import normalised
+from vfs.metadata import normalised, plain
 
 __all__ = ["Answers", "is_sequence"]
 
@@ -62,6 +63,13 @@ class Answers:
                 rest += view
         if rest:
             yield bytes(rest)
+
+    def version(self, callback: str, version: object) -> str:
+        """Of an image."""
+        if isinstance(version, str):
+            with contextlib.suppress(ValueError):
+                return plain(version)
+        raise self._bad(callback, "/", "a version (text)", version)
 
     def ref(self, callback: str, path: str, ref: FileRef) -> FileRef:
         try:

@@ -27,7 +27,12 @@ VALUE_MAX = 65536  # XATTR_SIZE_MAX
 def normalised(answer: Mapping[Any, Any], subject: str) -> dict[str, str]:
     """`subject` says in a log line whose answer it was, and about what."""
     metadata: dict[str, str] = {}
-    for key, value in answer.items():
+    try:
+        pairs = list(answer.items())
+    except Exception as e:  # a row of a database that is closed by now
+        log.warning("%s: metadata is left out: %s", subject, said(e))
+        return metadata
+    for key, value in pairs:
         if value is None:
             continue
         try:

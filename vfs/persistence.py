@@ -299,15 +299,13 @@ class Persistence:
         match answer:
             case None:
                 return None
-            case (bytes() as image, str() as version):
-                return image, version
+            case (bytes() as image, version):
+                return image, self._answers.version("on_load_image", version)
         raise self._caller.bad_answer("on_load_image", "/", "(bytes, version) or None", answer)
 
     async def save_image(self, image: bytes, context: Context | None = None) -> str:
         answer = await self._call("on_save_image", "/", "save_image", context, image, moving=len(image))
-        if not isinstance(answer, str):
-            raise self._caller.bad_answer("on_save_image", "/", "version", answer)
-        return answer
+        return self._answers.version("on_save_image", answer)
 
     async def aclose(self) -> None:
         """End what was started for these callbacks; the target itself where it is `owned`."""
