@@ -65,6 +65,22 @@ class MountConfig(msgspec.Struct, frozen=True, kw_only=True):
         """The session's own state directory."""
         return self.state_path / self.session
 
+    def check_takes_over(self, was: MountConfig, *, supervised: bool) -> None:
+        """EBUSY where a mount made for `was` cannot go on as this one: `supervised`, it is someone else's."""
+        if supervised:
+            raise OSError(
+                errno.EBUSY,
+                "in use by another process; stop the other `mount-session`, or choose another --state",
+                str(self.directory),
+            )
+        if (was.mountpoint, was.read_only) != (self.mountpoint, self.read_only):
+            raise OSError(
+                errno.EBUSY,
+                f"the session is still mounted{' read-only' if was.read_only else ''} here, by a supervisor that died; "
+                "`up` it with that mountpoint, or unmount it",
+                os.fsdecode(was.mountpoint),
+            )
+
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
     """A FUSE connection beside its descriptor: what every process that takes it over must know."""

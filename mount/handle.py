@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import signal
@@ -117,6 +118,16 @@ class WorkerHandle:
             log.warning("worker %d died as it was to retire", self.child.pid)
         await self.gone.wait()
         return bool(left)
+
+    async def see_off(self, limit: float, session: str) -> None:
+        """Its mount is gone, so it is about to end: BrokenChannel when it has. What it waits for stays pending, for the
+        next worker."""
+        with trio.move_on_after(limit):
+            with contextlib.suppress(BrokenChannel):
+                await self.channel.call("hurry")
+            await self.gone.wait()
+            raise BrokenChannel("the session was being unmounted")
+        raise OSError(errno.EBUSY, "programs still use its last mount, which is on no directory", session)
 
 
 async def cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -11,7 +11,6 @@ wait in the kernel.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -259,10 +258,10 @@ class Mounted:
         about, (self.fd,) = await channel.call("descriptor")
         start = msgspec.convert(about["start"], Start)
         try:
-            self._check_adoptable(bool(about["supervised"]), start.config)
+            self.config.check_takes_over(start.config, supervised=bool(about["supervised"]))
             where = start.config.mountpoint_path
             if not about.get("asleep") and not mountpoint.is_mounted(where, start.connection.device):
-                await self._see_off(worker)
+                await worker.see_off(START_LIMIT, self.config.session)
         except OSError:
             os.close(self.fd)
             self.fd = -1
@@ -289,15 +288,6 @@ class Mounted:
                     raise
                 log.error("%s: no worker of the new program could be started: %s", self.config.session, error)
 
-    async def _see_off(self, worker: WorkerHandle) -> None:
-        """Its mount is gone, so it is about to end. What it waits for stays pending, for the next worker."""
-        with trio.move_on_after(START_LIMIT):
-            with contextlib.suppress(BrokenChannel):
-                await worker.channel.call("hurry")
-            await worker.gone.wait()
-            raise BrokenChannel("the session was being unmounted")
-        raise OSError(errno.EBUSY, "programs still use its last mount, which is on no directory", self.config.session)
-
     async def resume(self, fd: int, known: Connection) -> None:
         """Go on with a mount of which nothing is left but the descriptor."""
         self.fd = fd
@@ -311,21 +301,6 @@ class Mounted:
         if self.fd >= 0:
             os.close(self.fd)
         self.fd, self.worker = -1, None
-
-    def _check_adoptable(self, supervised: bool, was: MountConfig) -> None:
-        if supervised:
-            raise OSError(
-                errno.EBUSY,
-                "in use by another process; stop the other `mount-session`, or choose another --state",
-                str(self.config.directory),
-            )
-        if (was.mountpoint, was.read_only) != (self.config.mountpoint, self.config.read_only):
-            raise OSError(
-                errno.EBUSY,
-                f"the session is still mounted{' read-only' if was.read_only else ''} here, by a supervisor that died; "
-                "`up` it with that mountpoint, or unmount it",
-                os.fsdecode(was.mountpoint),
-            )
 
     async def leave_alone(self) -> None:
         """Look after it no more; its worker, or the zygote for it, keeps the mount alive."""
