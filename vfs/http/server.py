@@ -155,6 +155,7 @@ def _wrapped(scope_of: ScopeOf) -> Callable[[Any], Any]:
     """`scope_of` with its answer in a tuple: a scope is handed on as it is, and may be awaitable or iterable itself."""
     if inspect.iscoroutinefunction(scope_of) or inspect.iscoroutinefunction(type(scope_of).__call__):
 
+        @functools.wraps(scope_of)
         async def later(told: Any) -> tuple[Any]:
             return (await cast(Awaitable[Any], scope_of(told)),)
 
