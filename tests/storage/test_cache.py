@@ -247,7 +247,7 @@ async def test_what_a_container_edits_while_it_is_uploaded_is_uploaded_next(
 async def test_an_upload_behind_whose_failure_is_not_lost(
     proxy: FaultProxy, moto: Server, open_s3: Open, tmp_path: Path
 ) -> None:
-    s3 = await open_s3(proxy.url, moto.new_bucket(), cache_path=tmp_path, async_upload=True, write_patience=0.2)
+    s3 = await open_s3(proxy.url, moto.new_bucket(), cache_path=tmp_path, async_upload=True)
     await s3.check()
     fault = proxy.add(Fault("status", "PUT", "bad", status=403, code="AccessDenied"))
     ref = await s3.write("bad.txt", b"precious")
