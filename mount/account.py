@@ -17,7 +17,7 @@ import msgspec
 
 from mount.quietlog import masked
 from mount.tally import Tally
-from vfs.errors import brief
+from vfs.errors import LONGEST, brief
 from vfs.persisted import PersistedSession
 from vfs.session import Session
 from vfs.stats import backlog
@@ -30,6 +30,12 @@ NAMED = 20  # names of a kind
 def printable(path: str) -> str:
     """Messages are UTF-8, which names need not be."""
     return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _named(path: str) -> str:
+    """Of a path that is too long to be told, the end says most."""
+    name = printable(path)
+    return name if len(name) <= LONGEST else "…" + name[1 - LONGEST :]
 
 
 def account(session: Session, tallies: Mapping[str, Tally]) -> dict[str, Any]:
@@ -55,9 +61,9 @@ def _persisted(session: PersistedSession) -> dict[str, Any]:
         left_out |= persistence.left_out
     stuck = [pending for pending in session.writeback.queue if pending.stuck]
     return {
-        "left_out": {brief(printable(name)): brief(why) for name, why in islice(left_out.items(), NAMED)},
+        "left_out": {_named(name): brief(why) for name, why in islice(left_out.items(), NAMED)},
         "left_out_in_all": len(left_out),
-        "stuck": {brief(printable(os.fsdecode(pending.path))): brief(str(pending.error)) for pending in stuck[:NAMED]},
+        "stuck": {_named(os.fsdecode(pending.path)): brief(str(pending.error)) for pending in stuck[:NAMED]},
         "stuck_in_all": len(stuck),
         "pending": left.changes,
         "dirty_bytes": left.dirty,

@@ -12,6 +12,7 @@ import traceback
 from typing import Final
 
 __all__ = [
+    "LONGEST",
     "Conflict",
     "DamagedState",
     "Emptied",
