@@ -96,9 +96,7 @@ async def _carry_out(
     session.commit_all([step.stored(ref) for step, ref in answered if ref is not None])
     session.commit_all([Removed(step.path) for step, ref in answered if ref is None])
     for step, ref in answered:
-        if ref is None:
-            session.removed(step.path)
-        else:
+        if ref is not None:
             session.writeback.transfer.acknowledged(step.path, step.size, ref, step.source)
     return {step.path for step in done}
 

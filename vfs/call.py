@@ -44,7 +44,7 @@ from vfs.contained import Contained, by_trio, collected, in_thread
 from vfs.errors import brief, errno_of, readable, said, single
 from vfs.loopthread import STOP_SECONDS, LoopThread
 
-__all__ = ["Answer", "AsyncLibrary", "Caller"]
+__all__ = ["Answer", "AsyncLibrary", "Caller", "is_async"]
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Caller:
             raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), subject)
 
     def is_sync(self, callback: str) -> bool:
-        return callback in self._functions and not _is_async(self._functions[callback])
+        return callback in self._functions and not is_async(self._functions[callback])
 
     async def call_each(self, callback: str, seconds: float, calls: Sequence[tuple[object, ...]]) -> list[Answer]:
         """What a sync callback answers to the first of these calls, made one after the other in one thread: up to one
@@ -173,7 +173,7 @@ class Caller:
 
     async def _answer(self, callback: str, arguments: tuple[object, ...], life: _Life) -> Any:
         function, lists = self._functions[callback], callback == "on_list"
-        if _is_async(function):
+        if is_async(function):
             answer: Any = function(*arguments)
         else:
             answer = await self._in_thread(functools.partial(collected, function, arguments, lists, life.extend))
@@ -192,7 +192,7 @@ class Caller:
         function, library = self._functions[callback], self._library[callback]
         awaited = functools.partial(self._awaited_by, library, False)
         call = functools.partial(function, *arguments)
-        answer = call() if _is_async(function) else await self._in_thread(call)
+        answer = call() if is_async(function) else await self._in_thread(call)
         if isinstance(answer, Awaitable):
             answer = await awaited(answer, life)
         return _Values(answer, awaited, self._in_thread)
@@ -260,7 +260,8 @@ class _Values:
             await self._in_thread(self._values.close)
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether its call answers something to await, or to iterate over asynchronously, and does no more itself."""
     while isinstance(function, functools.partial):
         function = function.func
     candidates = (function, getattr(function, "__call__", None))  # noqa: B004 - an instance's `async def __call__`

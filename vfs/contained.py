@@ -8,9 +8,10 @@ where it is raised, for one frame further on nobody can tell it from a cancellat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 import trio
@@ -29,38 +30,40 @@ class Contained(Exception):
     """The integrator's code raised `__cause__`, which is no Exception."""
 
 
-def in_thread(call: Callable[[], T]) -> T:
-    """What the call answers, in a thread, which nobody cancels: all that comes out of it is the call's own."""
+@contextlib.contextmanager
+def _containing(is_ours: Callable[[BaseException], bool]) -> Iterator[None]:
+    """What the block raises is an Exception, but for what `is_ours`."""
     try:
-        return call()
+        yield
     except Exception:
         raise
     except BaseException as e:
+        if is_ours(e):
+            raise
         raise Contained from e
+
+
+def in_thread(call: Callable[[], T]) -> T:
+    """What the call answers, in a thread, which nobody cancels: all that comes out of it is the call's own."""
+    with _containing(lambda e: False):
+        return call()
 
 
 async def by_trio(answer: AsyncIterable[Any] | Awaitable[Any], lists: bool, extend: Callable[[], object]) -> Any:
     """What `answer` comes to in this task."""
-    try:
+    with _containing(lambda e: any(isinstance(leaf, _OF_TRIO) for leaf in leaves(e))):
         return await _awaited(answer, lists, extend)
-    except Exception:
-        raise
-    except BaseException as e:
-        if any(isinstance(leaf, _OF_TRIO) for leaf in leaves(e)):
-            raise
-        raise Contained from e
 
 
 async def by_asyncio(answer: AsyncIterable[Any] | Awaitable[Any], lists: bool, extend: Callable[[], object]) -> Any:
     """What `answer` comes to in an asyncio task of its own."""
-    try:
+    with _containing(lambda e: isinstance(e, asyncio.CancelledError) and _is_being_cancelled()):
         return await _awaited(answer, lists, extend)
-    except Exception:
-        raise
-    except BaseException as e:
-        if isinstance(e, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
-            raise
-        raise Contained from e
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def collected(

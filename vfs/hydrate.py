@@ -190,30 +190,25 @@ class Hydration:
     async def _record(self, inode: Inode, known: BlockMap) -> None:
         """All of the file is here. The bytes are on disk before the record that says so, and that is before the map
         goes: what was written here is nowhere else."""
-        await self.sync(inode)
+        async with self.lasting([inode]):
+            await self.content.sync(inode.ino)
         if inode.remote and self.maps.get(inode.ino) is known:
             self._hydrated(inode)
             await self.session.sync_journal()
             if not inode.remote:
                 known.remove()
 
-    async def sync(self, inode: Inode) -> None:
-        """What is here of a file that is not all here is on disk, and counts after power loss."""
-        if inode.remote and inode.is_file:
-            async with self._lasting([inode]):
-                await self.content.sync(inode.ino)
-
-    async def sync_all(self) -> None:
-        """As `sync`, of all files that were written here."""
-        partly = [inode for ino in self.maps if (inode := self.namespace.inodes.get(ino)) is not None and inode.remote]
-        if written := [inode for inode in partly if not self._is_held(inode)]:
-            async with self._lasting(written):
-                await trio.to_thread.run_sync(self.content.sync_all)
+    def written(self) -> list[Inode]:
+        """Files that are not all here, and were written here."""
+        partly = [inode for ino in self.maps if (inode := self.namespace.inodes.get(ino)) is not None]
+        return [inode for inode in partly if inode.remote and not self._is_held(inode)]
 
     @contextlib.asynccontextmanager
-    async def _lasting(self, inodes: Iterable[Inode]) -> AsyncIterator[None]:
-        """What of the files is here as the block begins is on disk when it ends."""
-        before = [(inode.ino, known, known.here()) for inode in inodes for known in [self.map(inode)]]
+    async def lasting(self, inodes: Iterable[Inode]) -> AsyncIterator[None]:
+        """What of the files is here as the block begins counts after power loss when it has ended. The block brings
+        their backing files to the disk; this does so with what is known of those that are not all here."""
+        partly = [inode for inode in inodes if inode.remote and inode.is_file]
+        before = [(inode.ino, known, known.here()) for inode in partly for known in [self.map(inode)]]
         yield
         for ino, known, here in before:
             if self.maps.get(ino) is known:

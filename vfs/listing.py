@@ -20,6 +20,7 @@ import msgspec
 from vfs.errors import said, shown
 from vfs.fileref import FileRef
 from vfs.metadata import normalised, plain
+from vfs.records import TIME_MAX, TIME_MIN
 
 __all__ = ["UNKNOWN_SIZE", "check_path", "checked", "sound"]
 
@@ -29,7 +30,6 @@ UNKNOWN_SIZE = -1
 NAME_MAX = 255
 PATH_MAX = 4095
 SIZE_MAX = (1 << 63) - 1  # an off_t
-MTIME_MIN, MTIME_MAX = -(1 << 63), (1 << 64) - 1  # nanoseconds that a record can hold; file systems go to 2446
 YEARS = (1678, 2553)  # that have those nanoseconds
 _UNSOUND = re.compile(r"(?:^|/)(?:\.{0,2})(?:/|$)|\x00")
 
@@ -64,7 +64,7 @@ def sound(ref: FileRef, path: str, subject: str) -> FileRef:
         raise ValueError(f"size {shown(size)}")
     if not (version is None or isinstance(version, str)):
         raise ValueError(f"version of type {type(version).__name__}")
-    if not (mtime_ns is None or (type(mtime_ns) is int and MTIME_MIN <= mtime_ns <= MTIME_MAX)):
+    if not (mtime_ns is None or (type(mtime_ns) is int and TIME_MIN <= mtime_ns <= TIME_MAX)):
         raise ValueError(f"mtime_ns {shown(mtime_ns)}")
     if not (mode is None or (type(mode) is int and 0 <= mode <= 0o177777)):
         raise ValueError(f"mode {shown(mode)}")

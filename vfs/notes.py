@@ -102,11 +102,15 @@ class Notes:
     def released(self, inode: Inode) -> None:
         """After its last close; what is still to be taken up is so then."""
         if inode.ino in self._fresh:
-            self._note_inode(inode.ino)
+            if not self:
+                self._wake()
+            self._inodes[inode.ino] = None
 
     def note_all(self) -> None:
         """Compare everything: at the start, and when what goes where is another now."""
-        self._note_name(self.namespace.root.ino, b"")
+        if not self:
+            self._wake()
+        self._names.append((self.namespace.root.ino, b""))
 
     # ---- taking it up
 
@@ -120,36 +124,24 @@ class Notes:
                 self._kinds[type(record)](record)
 
     def _named(self, record: Link | Unlink) -> None:
-        self._note_name(record.parent, record.name)
+        self._names.append((record.parent, record.name))
 
     def _made(self, record: Make) -> None:
         if stat.S_ISREG(record.mode):
             self._fresh.add(record.ino)
-            self._note_inode(record.ino)
+            self._inodes[record.ino] = None
 
     def _renamed(self, record: Rename) -> None:
-        self._note_name(record.old_parent, record.old_name)
-        self._note_name(record.new_parent, record.new_name)
+        self._names.append((record.old_parent, record.old_name))
+        self._names.append((record.new_parent, record.new_name))
 
     def _dirtied(self, record: Dirty) -> None:
-        self._note_inode(record.ino)
+        self._inodes[record.ino] = None
 
     def _reclaimed(self, record: Reclaim) -> None:
         for ino in record.inos:
             self.writes.pop(ino, None)
             self._fresh.discard(ino)
-
-    def _note_inode(self, ino: int) -> None:
-        is_first = not (self._inodes or self._names)
-        self._inodes[ino] = None
-        if is_first:
-            self._wake()
-
-    def _note_name(self, parent: int, name: bytes) -> None:
-        is_first = not (self._inodes or self._names)
-        self._names.append((parent, name))
-        if is_first:
-            self._wake()
 
     # ---- from notes to paths
 

@@ -338,8 +338,8 @@ class PersistedSession(Annotated):
 
         Without `within` (seconds) it waits as long as that takes, but not for errors that will not pass by themselves.
         """
-        await self.hydration.sync_all()
-        await super().sync()
+        async with self.hydration.lasting(self.hydration.written()):
+            await super().sync()
         with trio.move_on_after(math.inf if within is None else within) as scope:
             await barrier(self)
             for description in self.descriptions:
@@ -353,8 +353,8 @@ class PersistedSession(Annotated):
 
     async def fsync(self, ino: int, *, datasync: bool = False) -> None:
         """As the policy's durability has it: on this disk, or in the persistence too."""
-        await self.hydration.sync(self.namespace.inode(ino))
-        await super().fsync(ino, datasync=datasync)
+        async with self.hydration.lasting([self.namespace.inode(ino)]):
+            await super().fsync(ino, datasync=datasync)
         if self.policy.durability == "remote" and self.namespace.inode(ino).is_file:
             await persisted(self, ino)
 

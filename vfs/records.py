@@ -15,6 +15,8 @@ from typing import ClassVar
 import msgspec
 
 __all__ = [
+    "TIME_MAX",
+    "TIME_MIN",
     "Adopt",
     "Begin",
     "Dirty",
@@ -36,6 +38,8 @@ __all__ = [
     "decode",
     "encode",
 ]
+
+TIME_MIN, TIME_MAX = -(1 << 63), (1 << 64) - 1  # that msgpack holds: from 1677 to 2554; file systems go to 2446
 
 
 class _Record(msgspec.Struct, array_like=True, gc=False):

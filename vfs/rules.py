@@ -15,7 +15,7 @@ import msgspec
 from vfs.errors import error
 from vfs.inode import Inode
 from vfs.namespace import ROOT, Namespace
-from vfs.records import Link, Make, Removexattr, Rename, Setattr, Setxattr, Unlink
+from vfs.records import TIME_MAX, TIME_MIN, Link, Make, Removexattr, Rename, Setattr, Setxattr, Unlink
 
 __all__ = [
     "NAME_MAX",
@@ -258,8 +258,8 @@ def setattr(inode: Inode, changes: Changes, time_ns: int, *, pid: int = 0) -> Se
 
 
 def _kept(time_ns: int) -> int:
-    """The nearest time that a record can hold: from 1677 to 2554."""
-    return max(-(2**63), min(time_ns, 2**64 - 1))
+    """The nearest time that a record can hold."""
+    return max(TIME_MIN, min(time_ns, TIME_MAX))
 
 
 def setxattr(inode: Inode, name: bytes, value: bytes, time_ns: int, *, pid: int = 0) -> Setxattr:

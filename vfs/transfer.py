@@ -349,7 +349,6 @@ class Transfer:
             return False
         failpoints.reach("delete.before-record")
         self.session.commit(Removed(path))
-        self.session.removed(path)
         return True
 
     async def _forget(self, path: bytes) -> bool:

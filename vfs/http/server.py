@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hmac
-import inspect
 import ipaddress
 import logging
 import queue
@@ -32,7 +31,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from vfs import listing
-from vfs.call import Caller
+from vfs.call import Caller, is_async
 from vfs.callbacks import Change, Context
 from vfs.errors import single
 from vfs.fileref import FileRef
@@ -153,7 +152,7 @@ def _is_private(bind: str) -> bool:
 
 def _wrapped(scope_of: ScopeOf) -> Callable[[Any], Any]:
     """`scope_of` with its answer in a tuple: a scope is handed on as it is, and may be awaitable or iterable itself."""
-    if inspect.iscoroutinefunction(scope_of) or inspect.iscoroutinefunction(type(scope_of).__call__):
+    if is_async(scope_of):
 
         @functools.wraps(scope_of)
         async def later(told: Any) -> tuple[Any]:

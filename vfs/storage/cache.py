@@ -129,7 +129,7 @@ class Cache:
             self._changes[path] += 1
             self._pending.pop(path, None)
             self._copies.pop(path, None)
-            _unlink(self._files, path)
+            self._unlink(path)
             self._known.drop(path)
 
     async def sync(self) -> list[FileRef]:
@@ -212,7 +212,7 @@ class Cache:
             self._mark(path, copy.version)
             return
         if status is not None:
-            _unlink(self._files, path)
+            self._unlink(path)
         self._known.drop(path)
 
     def _status(self, path: str) -> os.stat_result | None:
@@ -221,6 +221,10 @@ class Cache:
             status = place.status()
             return status if stat.S_ISREG(status.st_mode) else None
         return None
+
+    def _unlink(self, path: str) -> None:
+        with _absent_is_fine(), self._files.at(path) as place:
+            place.unlink()
 
     def _open(self, path: str) -> BinaryIO:
         with self._files.at(path) as place:
@@ -264,11 +268,6 @@ class Cache:
 def _fill(place: Place, content: bytes) -> None:
     with place.create() as file:
         file.write(content)
-
-
-def _unlink(files: Beneath, path: str) -> None:
-    with _absent_is_fine(), files.at(path) as place:
-        place.unlink()
 
 
 @contextlib.contextmanager
